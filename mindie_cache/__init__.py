@@ -1,0 +1,27 @@
+"""mindie_cache: caching for diffusion-transformer inference on Ascend NPU, CUDA and CPU."""
+
+from mindie_cache.agent import CacheAgent
+from mindie_cache.clock import branch, forget_request, run
+from mindie_cache.config import CacheConfig
+from mindie_cache.errors import CacheError, CacheWarning, ConfigError, ModelExecError, ParametersInvalid
+from mindie_cache.recipes import AdastepOptions, ReuseOptions
+from mindie_cache.report import Report, StepRecord
+from mindie_cache.version import __version__
+
+__all__ = [
+    "AdastepOptions",
+    "CacheAgent",
+    "CacheConfig",
+    "CacheError",
+    "CacheWarning",
+    "ConfigError",
+    "ModelExecError",
+    "ParametersInvalid",
+    "Report",
+    "ReuseOptions",
+    "StepRecord",
+    "__version__",
+    "branch",
+    "forget_request",
+    "run",
+]

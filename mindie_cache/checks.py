@@ -1,0 +1,31 @@
+"""Checks of single values, with messages that name the field, the value and what is allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mindie_cache.errors import ConfigError
+
+
+def whole(name: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raise ConfigError unless `value` is an int of the range."""
+    allowed = f"from {least}" + (f" to {most}" if most is not None else "")
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name}={value!r} must be a whole number {allowed}; got {type(value).__name__}.")
+    if value < least or (most is not None and value > most):
+        raise ConfigError(f"{name}={value} is out of range. Use a whole number {allowed}.")
+
+
+def real(name: str, value: Any, least: float, most: float | None) -> None:
+    """Raise ConfigError unless `value` is a finite number of the range."""
+    allowed = f"from {least}" + (f" to {most}" if most is not None else "")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name}={value!r} must be a number {allowed}; got {type(value).__name__}.")
+    if not (value >= least and (most is None or value <= most) and value < float("inf")):
+        raise ConfigError(f"{name}={value} is out of range. Use a number {allowed}.")
+
+
+def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Raise ConfigError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r} is not known. Use one of {', '.join(map(repr, allowed))}.")

@@ -1,0 +1,181 @@
+"""The one counter: which run, branch, step and call a model call belongs to. Knows nothing of caching.
+
+A `Run` is one generation; a `Scope` is one branch of it and the place where agents keep their state; a `Cursor` says where
+one agent is inside that branch. The current scope is a context variable, so threads never share one, and neither do
+asyncio tasks that open a run of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol
+
+from mindie_cache.errors import ParametersInvalid
+
+DEFAULT_BRANCH = "cond"
+
+
+class Cursor(Protocol):
+    """Where one agent is: `step` of its current pass, next call `index`, and whether a pass is under way (`open`)."""
+
+    step: int
+    index: int
+    open: bool
+    steps_count: int
+
+    def release(self, *, finished: bool) -> None:
+        """Drop everything kept; `finished` says that the run came to its natural end."""
+
+
+class Scope:
+    """One branch of one run. `cursors` maps an agent's key to what that agent keeps here."""
+
+    __slots__ = ("__weakref__", "branch", "cursors", "run")
+
+    def __init__(self, run: Run, branch: str):
+        self.run = run
+        self.branch = branch
+        self.cursors: dict[int, Cursor] = {}
+
+
+class Run:
+    """One generation: its step, its branches, and how a call is recognised as the start of the next step or run.
+
+    The step advances when an agent that has done its pass of the current step starts another one in the same branch.
+    Agents called in one run share this clock, so a second stack, a nested attention, or a branch that guidance leaves out
+    for some steps is at the right step; inside `run()` so is a second expert that takes over half-way.
+    """
+
+    __slots__ = ("__weakref__", "_timestep", "_told", "explicit", "scopes", "step")
+
+    def __init__(self, *, explicit: bool):
+        self.explicit = explicit  # opened by the caller, who says where it ends
+        self.scopes: dict[str, Scope] = {}
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self.step = -1
+        self._told = False  # the caller gives steps or timesteps: nothing is counted
+        self._timestep = math.inf
+
+    def scope(self, branch: str = DEFAULT_BRANCH) -> Scope:
+        found = self.scopes.get(branch)
+        if found is None:
+            found = self.scopes[branch] = Scope(self, branch)
+        return found
+
+    def _cursors(self) -> Iterator[Cursor]:
+        return (cursor for scope in self.scopes.values() for cursor in scope.cursors.values())
+
+    def restart(self, *, finished: bool = False) -> None:
+        """Start a new generation: every agent's state in every branch is dropped."""
+        for scope in self.scopes.values():
+            for cursor in list(scope.cursors.values()):
+                cursor.release(finished=finished)
+            scope.cursors.clear()
+        self._rewind()
+
+    def tell(self, step: int | None, timestep: float | None) -> None:
+        """Take the step, or the timestep (descending as in sampling), from the caller instead of counting."""
+        if step is not None:
+            if step < self.step:
+                self.restart(finished=True)
+            self.step, self._told = step, True
+        elif timestep is not None:
+            if timestep > self._timestep:
+                self.restart(finished=True)
+            if timestep != self._timestep or self.step < 0:
+                self.step += 1
+            self._timestep, self._told = timestep, True
+
+    def next_step(self, key: int, cursor: Cursor | None) -> int | None:
+        """Return the step of the pass that agent `key` begins now, or None if this call belongs to a new run."""
+        if self.step < 0:
+            return 0
+        if self._told or any(other.open for other in self._cursors() if other is not cursor):
+            return self.step  # told by the caller, or inside a pass of another agent or branch
+        mine = [scope.cursors[key].step for scope in self.scopes.values() if key in scope.cursors]
+        if max(mine, default=-1) < self.step - 1:  # it sat out a step: a second expert, or another model
+            return self.step + 1 if self.explicit else None
+        return self.step + 1 if cursor is not None and cursor.step == self.step else self.step
+
+
+_scope: ContextVar[Scope | None] = ContextVar("mindie_cache_scope", default=None)
+_requests: dict[Hashable, Run] = {}
+get_scope = _scope.get
+
+
+def current_scope() -> Scope:
+    """The scope of this context. Without `run()` each thread has a run of its own, which never ends but wraps."""
+    scope = _scope.get()
+    if scope is None:
+        scope = Run(explicit=False).scope()
+        _scope.set(scope)
+    return scope
+
+
+@contextmanager
+def run(request: Hashable = None) -> Iterator[Run]:
+    """One generation, for every agent called inside.
+
+    Without `request`: a fresh run; everything kept for it is released at the end, also after an exception.
+    With `request`: a named run that can be left and entered again, so that a server can interleave requests step by step;
+    it is released after its last step, after an exception, and by `forget_request`.
+    """
+    entered = Run(explicit=True) if request is None else _requests.setdefault(request, Run(explicit=True))
+    token = _scope.set(entered.scope())
+    try:
+        yield entered
+    except BaseException:
+        entered.restart()
+        _requests.pop(request, None)
+        raise
+    finally:
+        _scope.reset(token)
+    done = all(not cursor.open and entered.step >= cursor.steps_count - 1 for cursor in entered._cursors())
+    if request is None or done:
+        entered.restart(finished=True)
+        _requests.pop(request, None)
+
+
+def forget_request(request: Hashable) -> None:
+    """Release a named run that will not be continued, e.g. because its client went away."""
+    found = _requests.pop(request, None)
+    if found is not None:
+        found.restart()
+
+
+@contextmanager
+def branch(name: str = DEFAULT_BRANCH, *, step: int | None = None, timestep: float | None = None) -> Iterator[Scope]:
+    """Calls inside belong to the conditioning branch `name` ("cond", "uncond", or any other name).
+
+    Args:
+        name: the branch; each has its own kept features.
+        step: 0-based denoising step, if the caller knows it; counted otherwise.
+        timestep: alternatively the timestep as a host number that falls during sampling: equal to the last one means
+            the same step, lower the next step, higher a new run.
+    """
+    if not isinstance(name, str) or not name:
+        raise ParametersInvalid(f"branch({name!r}): a branch is a non-empty string such as 'cond' or 'uncond'.")
+    if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 0):
+        raise ParametersInvalid(
+            f"branch(step={step!r}): the step is a whole number from 0. Leave it out to have it counted."
+        )
+    if timestep is not None and not isinstance(timestep, int | float):
+        raise ParametersInvalid(
+            f"branch(timestep={type(timestep).__name__}): needs a Python number, because reading a tensor would "
+            "synchronise the device. Pass float(timestep) once per step, or step=."
+        )
+    if timestep is not None and not math.isfinite(timestep):
+        raise ParametersInvalid(f"branch(timestep={timestep}): the timestep must be finite. Pass step= instead.")
+    this_run = current_scope().run
+    this_run.tell(step, timestep)
+    scope = this_run.scope(name)
+    token = _scope.set(scope)
+    try:
+        yield scope
+    finally:
+        _scope.reset(token)

@@ -1,0 +1,34 @@
+"""The exceptions and the warning that users see, and the 'did you mean' helper. Owns no rule of its own."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CacheError(Exception):
+    """Base of every error raised by mindie_cache."""
+
+
+class ConfigError(CacheError, ValueError):
+    """A configuration that cannot work: unknown method or key, a value out of range."""
+
+
+class ParametersInvalid(CacheError, ValueError):  # noqa: N818 - MindIE-SD's name, kept for drop-in use
+    """A call that cannot work: not a callable, a missing or empty argument."""
+
+
+class ModelExecError(CacheError, RuntimeError):
+    """The model's function returned something that cannot be cached."""
+
+
+class CacheWarning(UserWarning):
+    """Caching works, but not as its configuration promises; the message says what to do."""
+
+
+def did_you_mean(name: object, allowed: Iterable[str]) -> str:
+    """Return ``'Did you mean 'x'? Allowed: ...'`` for a misspelt ``name``."""
+    names = sorted(allowed)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Allowed: {', '.join(names) or 'none'}."

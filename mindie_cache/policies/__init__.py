@@ -1,0 +1,28 @@
+"""Policies: compute or reuse, decided once per run, branch and step. They never touch kept features."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from mindie_cache.policies.adastep import Adastep
+from mindie_cache.policies.decision import Decision
+from mindie_cache.policies.interval import Interval
+from mindie_cache.policies.schedule import Schedule
+
+
+class Policy(Protocol):
+    """Frozen parameters; whatever changes is the `state` value that the engine carries (None in a new lane)."""
+
+    @property
+    def needs_signal(self) -> bool:
+        """Whether `decide` looks at data. If so it may synchronise the device once, and ranks agree on its answer."""
+        ...
+
+    def decide(self, state: Any, step: int, signal: Any, can_reuse: bool) -> Decision: ...
+
+    def worth_keeping(self, step: int, depth: int) -> bool:
+        """Whether a feature computed at `step` can serve a later step (`depth`: snapshots the predictor uses)."""
+        ...
+
+
+__all__ = ["Adastep", "Decision", "Interval", "Policy", "Schedule"]

@@ -1,0 +1,27 @@
+"""Schedule: a fixed set of computed steps, from a search or a published list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mindie_cache.policies.decision import Decision
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Compute at `compute_steps`, at step 0 and at the last of `steps_count` steps; reuse elsewhere."""
+
+    compute_steps: frozenset[int]
+    steps_count: int
+    needs_signal = False
+
+    def decide(self, state: Any, step: int, signal: Any, can_reuse: bool) -> Decision:
+        if step in self.compute_steps:
+            return Decision(False, None, "scheduled")
+        if step >= self.steps_count - 1:
+            return Decision(False, None, "last step")
+        return Decision(True, None, "scheduled") if can_reuse else Decision(False, None, "no data")
+
+    def worth_keeping(self, step: int, depth: int) -> bool:
+        return step < self.steps_count - 1

@@ -1,0 +1,37 @@
+"""Sites: which calls of a step form one cached region, and what a feature is measured against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Span(NamedTuple):
+    """Half-open range `[start, stop)` of call indices that are skipped together."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class BlockRange:
+    """Blocks `[start, stop)` as one region; the feature is output minus input, the residual."""
+
+    start: int
+    stop: int
+    anchored = True
+
+    def span(self, index: int) -> Span | None:
+        return Span(self.start, self.stop) if self.start <= index < self.stop else None
+
+
+@dataclass(frozen=True)
+class EachCall:
+    """Every call in `[start, stop)` is a region of its own (an attention, a whole forward); the feature is its output."""
+
+    start: int
+    stop: int
+    anchored = False
+
+    def span(self, index: int) -> Span | None:
+        return Span(index, index + 1) if self.start <= index < self.stop else None

@@ -1,0 +1,36 @@
+"""Build of mindie_cache. The top-level folder ops/ is installed as the package mindie_cache.ops."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "mindie_cache/version.py").read_text())[1]
+OPS = ["mindie_cache.ops", *(f"mindie_cache.ops.{name}" for name in find_packages("ops"))]
+
+setup(
+    name="mindie_cache",
+    version=VERSION,
+    description="Caching for diffusion-transformer inference on Ascend NPU, CUDA and CPU",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["mindie_cache", "mindie_cache.*"]), *OPS],
+    package_dir={"mindie_cache.ops": "ops"},
+    package_data={"mindie_cache": ["py.typed"], "mindie_cache.testbed": ["*.safetensors"]},
+    install_requires=["torch>=2.5", "numpy", "pyyaml", "einops", "safetensors", "tqdm", "pillow"],
+    extras_require={
+        "npu": ["torch_npu", "triton-ascend"],
+        "cuda": ["triton"],
+        "diffusers": ["diffusers", "transformers"],
+        "dev": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "types-tqdm", "build"],
+    },
+    entry_points={"console_scripts": ["mindie-cache=mindie_cache.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
