@@ -54,7 +54,6 @@ class CacheAgent:
             return
         recipe = METHODS[self.config.method].build(self.config)
         self._engine = Engine(recipe, self.config.blocks_count, self.config.steps_count, process_group)
-        self._streams = recipe.streams
 
     # ------------------------------------------------------------------------------------------------ the call
 
@@ -79,7 +78,7 @@ class CacheAgent:
         if function is not track.functions[index]:
             track, index = self._place(scope, track, function, args, kwargs)
         try:
-            result = self._run_call(track, index, function, args, kwargs)
+            result = self._engine.call(track, index, function, args, kwargs)
         except BaseException:
             scope.run.restart()
             raise
@@ -89,32 +88,6 @@ class CacheAgent:
             track.index = index
         else:
             self._finish(scope, track)
-        return result
-
-    def _run_call(
-        self, track: Track, index: int, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        lane, engine = track.lanes[index], self._engine
-        if lane is not None and not track.decided:
-            engine.decide(track, args, kwargs)
-        inputs, args = self._streams.take(args, kwargs)
-        if lane is None:
-            result = function(*args, **kwargs)
-            self._streams.split(result, inputs)
-            return result
-        if index == lane.start:
-            engine.enter(track, lane, inputs)
-        if lane.reuse:
-            track.reused += 1
-            if index == lane.last:
-                return lane.rebuild(engine.leave(track, lane))
-            return lane.rebuild(lane.handed_out if index == lane.start else inputs[: len(lane.dtypes)])
-        result = function(*args, **kwargs)
-        if track.keep and index == lane.last:
-            outputs, rebuild = self._streams.split(result, inputs)
-            engine.record(track, lane, outputs, rebuild)
-        elif inputs:
-            self._streams.split(result, inputs)
         return result
 
     # ------------------------------------------------------------------------------------------------ the pass
@@ -136,7 +109,7 @@ class CacheAgent:
             self._scopes.add(scope)
         run.step = step
         if step != track.step:
-            track.decided = False
+            track.decided, track.weights_for = False, None
         track.step, track.open = step, True
         now = signature(args, kwargs)
         if now != track.signature:

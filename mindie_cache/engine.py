@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,26 +21,31 @@ Signature = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
 class Lane:
     """One span in one branch of one run: its history, and what is in flight while the span is passed."""
 
-    __slots__ = ("dtypes", "handed_out", "history", "last", "rebuild", "reference", "reuse", "start", "versions")
+    __slots__ = ("casts", "estimate", "history", "last", "rebuild", "reference", "reuse", "start", "versions")
 
     def __init__(self, start: int, last: int, history: History):
         self.start = start
         self.last = last
         self.history = history
+        self.rebuild: Callable[[Features], Any] = tuple  # from streams to the form of the block's output
+        self.casts: tuple[torch.dtype | None, ...] = ()  # output dtypes, if they are not those of the reference
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget everything kept and in flight."""
+        self.history.clear()
         self.reuse = False  # in this pass
         self.reference: Features = ()  # compute: own copy of the span's input; reuse: the input itself
-        self.handed_out: Features = ()  # the estimate X that the first call of the span returned
+        self.estimate: Features = ()  # X, returned by the first and the last call of a reused span
         self.versions: tuple[int | None, ...] = ()
-        self.rebuild: Callable[[Features], Any] | None = None
-        self.dtypes: tuple[torch.dtype | None, ...] = ()
 
 
 class Track:
     """What one agent keeps for one branch of one run: its place (a clock.Cursor), its decision, its lanes."""
 
     __slots__ = (
-        "blind", "decided", "functions", "index", "keep", "lanes", "log", "open", "owners", "places", "reason", "reuse",
-        "reused", "seen", "shared", "signature", "since", "state", "step", "steps_count", "unit_spans",
+        "blind", "decided", "functions", "give_away", "index", "keep", "lanes", "log", "open", "owners", "places", "reason", "reuse",
+        "reused", "seen", "shared", "signature", "since", "state", "step", "steps_count", "weights", "weights_for",
     )  # fmt: skip
 
     def __init__(self, lanes: list[Lane | None], steps_count: int, log: Log):
@@ -62,13 +67,13 @@ class Track:
         """Drop every kept feature and the policy's state: what follows is like a first step."""
         for lane in dict.fromkeys(lane for lane in self.lanes if lane is not None):
             self.log.change_bytes(-lane.history.nbytes)
-            lane.history.clear()
-            lane.reference = lane.handed_out = ()
-            lane.reuse = False
+            lane.drop()
         self.signature: Signature | None = None
         self.state: Any = None
         self.since = -1  # last step whose computed features count
-        self.decided = self.reuse = self.keep = False
+        self.decided = self.reuse = self.keep = self.give_away = False
+        self.weights: Sequence[float] = ()
+        self.weights_for: tuple[int, ...] | None = None  # snapshot steps that `weights` belong to
         self.reason = "no data"
 
     def close_pass(self, branch: str) -> None:
@@ -87,6 +92,9 @@ class Engine:
 
     def __init__(self, recipe: Recipe, calls_count: int, steps_count: int, group: Any = None):
         self.recipe = recipe
+        self._streams = recipe.streams
+        self._warmup = recipe.predictor.warmup
+        self.call = self.block_range if recipe.site.anchored else self.each_call
         self.calls_count = calls_count
         self.steps_count = steps_count
         self.group = group
@@ -121,50 +129,103 @@ class Engine:
             )
         track.state = decision.state
         track.decided, track.reuse, track.reason = True, reuse, reason
-        track.keep = policy.worth_keeping(track.step, self.recipe.predictor.depth)
+        depth = self.recipe.predictor.depth
+        track.keep = policy.worth_keeping(track.step, depth)
+        track.give_away = reuse and depth == 1 and policy.last_use(track.step)
         if track.keep and not reuse:
             track.since = track.step
 
-    def enter(self, track: Track, lane: Lane, inputs: Features) -> None:
-        """First call of a span: settle whether this lane is reused, and estimate or note the reference."""
-        steps = lane.history.steps
-        lane.reuse = track.reuse and len(steps) >= self.recipe.predictor.warmup and steps[-1] >= track.since
+    def each_call(
+        self, track: Track, index: int, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A call that is a region of its own: an attention, a whole forward."""
+        lane = track.lanes[index]
+        if lane is None:
+            return function(*args, **kwargs)
+        if not track.decided:
+            self.decide(track, args, kwargs)
+        if track.reuse and self._has_data(track, lane):
+            track.reused += 1
+            if track.give_away:  # nobody will need the snapshot again, so no copy is needed either
+                track.log.change_bytes(-lane.history.nbytes)
+                return lane.rebuild(lane.history.take())
+            return lane.rebuild(self.predict(track, lane, None))
+        result = function(*args, **kwargs)
+        if track.keep:
+            outputs, lane.rebuild = self._streams.split(result, ())
+            self._push(track, lane, tuple([own(out) for out in outputs]))
+        return result
+
+    def block_range(
+        self, track: Track, index: int, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A block: inside the range it is computed or skipped together with the others; outside it is computed."""
+        lane = track.lanes[index]
+        if lane is not None and index == lane.start:
+            if not track.decided:
+                self.decide(track, args, kwargs)
+            lane.reuse = track.reuse and self._has_data(track, lane)
+        inputs, args = self._streams.take(args, kwargs)
+        if lane is None:
+            result = function(*args, **kwargs)
+            self._streams.split(result, inputs)
+            return result
         if lane.reuse:
-            lane.reference = inputs[: len(lane.dtypes)]
-            lane.handed_out = self.predict(track, lane)
-            lane.versions = tuple([_version(item) for item in lane.handed_out]) if lane.start != lane.last else ()
-        elif track.keep and self.recipe.site.anchored:
+            track.reused += 1
+            return self._skip(track, lane, index, inputs)
+        if track.keep and index == lane.start:
             lane.reference = tuple([own(item) for item in inputs])
+        result = function(*args, **kwargs)
+        outputs, rebuild = self._streams.split(result, inputs)
+        if index == lane.last and lane.reference:
+            lane.rebuild = rebuild
+            self.record(track, lane, outputs)
+        return result
 
-    def leave(self, track: Track, lane: Lane) -> Features:
-        """Last call of a reused span: X again, whatever arrived; anew if it was changed in place in between."""
-        estimate = lane.handed_out
-        if lane.start != lane.last:
-            now = tuple([_version(item) for item in estimate])
-            if now != lane.versions or None in now:
-                estimate = self.predict(track, lane)
-        lane.handed_out = lane.reference = ()
-        return estimate
+    def _skip(self, track: Track, lane: Lane, index: int, inputs: Features) -> Any:
+        """The first call of a reused span returns X, the inner calls what they were given, the last one X again."""
+        streams = len(lane.history)
+        if index == lane.start:
+            lane.reference = inputs[:streams]
+            lane.estimate = self.predict(track, lane, lane.reference)
+            lane.versions = tuple([_version(item) for item in lane.estimate]) if lane.start != lane.last else ()
+        elif index != lane.last:
+            return lane.rebuild(inputs[:streams])
+        elif lane.versions != tuple([_version(item) for item in lane.estimate]) or None in lane.versions:
+            lane.estimate = self.predict(track, lane, lane.reference)  # X was changed in place on the way
+        result = lane.rebuild(lane.estimate)
+        if index == lane.last:
+            lane.estimate = lane.reference = ()
+        return result
 
-    def predict(self, track: Track, lane: Lane) -> Features:
-        """The estimate of the span's output for this step: reference + weighted snapshots, as new tensors."""
+    def _has_data(self, track: Track, lane: Lane) -> bool:
+        steps = lane.history.steps
+        return len(steps) >= self._warmup and steps[-1] >= track.since
+
+    def predict(self, track: Track, lane: Lane, references: Features | None) -> Features:
+        """The estimate of the span's output at this step: reference + weighted snapshots, as new objects."""
         history = lane.history
-        weights = self.recipe.predictor.weights(history.steps, track.step)
-        estimate = history.combine(weights, lane.reference if self.recipe.site.anchored else None)
-        if any([f.dtype is not d for f, d in zip(estimate, lane.dtypes, strict=True) if d is not None]):
-            estimate = tuple([f if d is None else f.to(d) for f, d in zip(estimate, lane.dtypes, strict=True)])
+        if history.steps != track.weights_for:
+            track.weights_for = history.steps
+            track.weights = self.recipe.predictor.weights(history.steps, track.step)
+        estimate = history.combine(track.weights, references)
+        if lane.casts:
+            return tuple([f if d is None else f.to(d) for f, d in zip(estimate, lane.casts, strict=True)])
         return estimate
 
-    def record(self, track: Track, lane: Lane, outputs: Features, rebuild: Callable[[Features], Any]) -> None:
-        """Last call of a computed span: keep output - reference, or the output itself."""
-        if self.recipe.site.anchored:
-            references = lane.reference[: len(outputs)]
-            features = tuple([_residual(out, ref) for out, ref in zip(outputs, references, strict=True)])
-            lane.reference = ()
-        else:
-            features = tuple([own(out) for out in outputs])
-        lane.rebuild = rebuild
-        lane.dtypes = tuple([out.dtype if isinstance(out, torch.Tensor) else None for out in outputs])
+    def record(self, track: Track, lane: Lane, outputs: Features) -> None:
+        """End of a computed span: keep output - reference, stream by stream."""
+        references, lane.reference = lane.reference[: len(outputs)], ()
+        features = tuple([_residual(out, ref) for out, ref in zip(outputs, references, strict=True)])
+        differs = [
+            isinstance(out, torch.Tensor) and out.dtype != ref.dtype for out, ref in zip(outputs, references, strict=True)
+        ]
+        lane.casts = (
+            tuple([out.dtype if d else None for out, d in zip(outputs, differs, strict=True)]) if any(differs) else ()
+        )
+        self._push(track, lane, features)
+
+    def _push(self, track: Track, lane: Lane, features: Features) -> None:
         before = lane.history.nbytes
         lane.history.push(track.step, features)
         if lane.history.nbytes != before:
@@ -179,7 +240,7 @@ def _residual(output: Any, reference: Any) -> Any:
             f"A stream changes its shape inside the cached block range, from {tuple(reference.shape)} to "
             f"{tuple(output.shape)}. Choose block_start and block_end so that shapes stay the same between them."
         )
-    return output.detach() - reference
+    return (output.detach() if output.requires_grad else output) - reference
 
 
 def _version(value: Any) -> int | None:

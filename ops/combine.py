@@ -20,9 +20,10 @@ def combine(
     Returns:
         A tensor in the reference's dtype (the snapshots' if there is none). Sums of bf16 and fp16 are taken in fp32.
     """
-    used = [(snapshot, weight) for snapshot, weight in zip(snapshots, weights, strict=True) if weight]
-    if len(used) == 1 and used[0][1] == 1.0:  # hold: one addition or one copy
-        snapshot = used[0][0]
+    if len(snapshots) != len(weights):
+        raise ValueError(f"combine: {len(snapshots)} snapshots but {len(weights)} weights.")
+    if weights[-1] == 1.0 and not any(weights[:-1]):  # hold: one copy, or one addition
+        snapshot = snapshots[-1]
         if reference is None:
             return snapshot.clone()
         total = reference + snapshot
@@ -30,6 +31,7 @@ def combine(
     like = snapshots[-1] if reference is None else reference
     wide = torch.promote_types(like.dtype, torch.float32)
     total = torch.zeros_like(like, dtype=wide) if reference is None else reference.to(wide, copy=True)
-    for snapshot, weight in used:
-        total.add_(snapshot, alpha=weight)
+    for snapshot, weight in zip(snapshots, weights, strict=True):
+        if weight:
+            total.add_(snapshot, alpha=weight)
     return total.to(like.dtype)

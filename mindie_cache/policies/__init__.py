@@ -24,5 +24,9 @@ class Policy(Protocol):
         """Whether a feature computed at `step` can serve a later step (`depth`: snapshots the predictor uses)."""
         ...
 
+    def last_use(self, step: int) -> bool:
+        """Whether it is certain that the step after the reused `step` is computed."""
+        ...
+
 
 __all__ = ["Adastep", "Decision", "Interval", "Policy", "Schedule"]

@@ -87,3 +87,6 @@ class Adastep:
 
     def worth_keeping(self, step: int, depth: int) -> bool:
         return step < self.steps_count - 1
+
+    def last_use(self, step: int) -> bool:
+        return False  # the next decision needs the next latents

@@ -36,3 +36,6 @@ class Interval:
 
     def worth_keeping(self, step: int, depth: int) -> bool:
         return step < self.stop - 1 and (depth > 1 or step >= self.start)
+
+    def last_use(self, step: int) -> bool:
+        return step + 1 >= self.stop or (step + 1 - self.start) % self.interval == 0

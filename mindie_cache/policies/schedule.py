@@ -25,3 +25,6 @@ class Schedule:
 
     def worth_keeping(self, step: int, depth: int) -> bool:
         return step < self.steps_count - 1
+
+    def last_use(self, step: int) -> bool:
+        return step + 1 in self.compute_steps or step + 1 >= self.steps_count - 1

@@ -66,6 +66,14 @@ def _call(cache: CallCache | None, module: nn.Module, **inputs: Tensor) -> tuple
     return module(**inputs) if cache is None else cache.apply(module, **inputs)
 
 
+def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that starts silent."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 def _sinusoid(position: Tensor, dim: int, period: float) -> Tensor:
     """Sine and cosine features, ``(..., dim)``."""
     frequency = torch.exp(-math.log(period) * torch.arange(dim // 2, device=position.device) / (dim // 2))
@@ -173,14 +181,11 @@ class TestbedTransformer(nn.Module):
         self.register_buffer("position", _grid_positions(config.grid, dim), persistent=False)
         self.time_in = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.text_in = nn.Linear(dim, dim)
-        self.time_out = nn.Linear(dim, _STREAMS * _MODULATIONS * dim)
+        self.time_out = nn.Sequential(nn.SiLU(), _zero_linear(dim, _STREAMS * _MODULATIONS * dim))
         self.transformer_blocks = nn.ModuleList(TestbedBlock(config) for _ in range(config.blocks))
         self.norm_out = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        self.modulation_out = nn.Linear(dim, 2 * dim)
-        self.patch_out = nn.Linear(dim, patch_size)
-        for layer in (self.time_out, self.modulation_out, self.patch_out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.modulation_out = _zero_linear(dim, 2 * dim)
+        self.patch_out = _zero_linear(dim, patch_size)
 
     def forward(self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
         """Velocity ``noise - video`` at a noisy video.
@@ -198,7 +203,7 @@ class TestbedTransformer(nn.Module):
             encoder_hidden_states = self.token_embedding(encoder_hidden_states)
         time = _sinusoid(timestep, self.config.dim, period=10_000.0).to(latents.dtype)
         summary = self.time_in(time) + self.text_in(encoder_hidden_states.mean(dim=1))
-        temb = self.time_out(F.silu(summary)).unflatten(1, (_STREAMS, _MODULATIONS, -1))
+        temb = self.time_out(summary).unflatten(1, (_STREAMS, _MODULATIONS, -1))
         encoder_hidden_states = encoder_hidden_states + self.token_position
         hidden_states = self.patch_in(self._patchify(latents)) + self.position
         for block in self.transformer_blocks:

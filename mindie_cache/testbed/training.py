@@ -60,14 +60,16 @@ class Muon(torch.optim.Optimizer):
                     by_shape.setdefault(weight.shape, []).append(weight)
             for shape, weights in by_shape.items():
                 update = orthogonalise(
-                    torch.stack([self._momentum(w, w.grad, group["momentum"]) for w in weights]), group["iterations"]
+                    torch.stack([self._momentum(w, group["momentum"]) for w in weights]), group["iterations"]
                 )
                 scale = 0.2 * max(shape) ** 0.5
                 for weight, direction in zip(weights, update, strict=True):
                     weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"] * scale)
 
-    def _momentum(self, weight: Tensor, gradient: Tensor, momentum: float) -> Tensor:
+    def _momentum(self, weight: Tensor, momentum: float) -> Tensor:
         """Nesterov momentum of the gradient."""
+        gradient = weight.grad
+        assert gradient is not None
         average = self.state[weight].setdefault("average", torch.zeros_like(weight))
         average.lerp_(gradient, 1 - momentum)
         return torch.lerp(gradient, average, momentum)

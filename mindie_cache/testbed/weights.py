@@ -23,6 +23,7 @@ def save_testbed(model: TestbedTransformer, path: Path, provenance: Mapping[str,
     metadata = {"config": json.dumps(asdict(model.config)), "provenance": json.dumps(dict(provenance), sort_keys=True)}
     part = Path(path).with_suffix(".part")
     save_file(tensors, part, metadata)
+    part.chmod(0o644)  # save_file leaves it to its owner alone
     os.replace(part, path)
 
 
