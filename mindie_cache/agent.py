@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,8 +13,9 @@ import torch
 from mindie_cache import clock
 from mindie_cache.clock import Scope, current_scope, get_scope
 from mindie_cache.config import CacheConfig
-from mindie_cache.engine import Engine, Track, find_log, signature
-from mindie_cache.errors import CacheWarning, ConfigError, ParametersInvalid
+from mindie_cache.engine import Engine
+from mindie_cache.errors import ConfigError, ParametersInvalid, WarnOnce
+from mindie_cache.lanes import Common, Track, find_common
 from mindie_cache.recipes import METHODS, bypass_reason
 from mindie_cache.report import Log, Report
 
@@ -47,10 +47,10 @@ class CacheAgent:
         self._key = next(_keys)
         self._scopes: WeakSet[Scope] = WeakSet()
         self._log: Log | None = None
-        self._warned: set[str] = set()
+        self._warn = WarnOnce()
         finalize(self, _forget, self._scopes, self._key)
         if self._note:
-            self._warn(f"{self.config.method} is off and every call is forwarded. {self._note}.")
+            self._warn("off", f"{self.config.method} is off and every call is forwarded. {self._note}.")
             return
         recipe = METHODS[self.config.method].build(self.config)
         self._engine = Engine(recipe, self.config.blocks_count, self.config.steps_count, process_group)
@@ -71,19 +71,21 @@ class CacheAgent:
         if self._note:
             return _checked(function)(*args, **kwargs)
         scope = get_scope() or current_scope()
-        track = scope.cursors.get(self._key)
-        if track is None or not track.index or track.step != scope.run.step:
-            track = self._begin(scope, function, args, kwargs)
-        index = track.index
-        if function is not track.functions[index]:
-            track, index = self._place(scope, track, function, args, kwargs)
         try:
+            track = scope.cursors.get(self._key)
+            if track is None or not track.index or track.step != scope.run.step:
+                track = self._begin(scope)
+            index = track.index
+            if function is not track.functions[index]:
+                track, index = self._place(scope, track, function)
+            track.running = True
             result = self._engine.call(track, index, function, args, kwargs)
         except BaseException:
             scope.run.restart()
             raise
-        index += 1
+        track.running = False
         track.seen += 1
+        index += 1
         if index < len(track.lanes):
             track.index = index
         else:
@@ -92,8 +94,8 @@ class CacheAgent:
 
     # ------------------------------------------------------------------------------------------------ the pass
 
-    def _begin(self, scope: Scope, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Track:
-        """Start a pass: settle its step, and drop what does not fit any more."""
+    def _begin(self, scope: Scope) -> Track:
+        """Start a pass: settle its step, and make a new track if this is a new run or branch."""
         run, key = scope.run, self._key
         track = scope.cursors.get(key)
         if track is not None and track.index:
@@ -103,48 +105,44 @@ class CacheAgent:
             self._start_afresh(run)
             track, step = None, 0
         if track is None:
-            log = find_log(scope, key) or Log()
-            track = scope.cursors[key] = self._engine.new_track(log)
-            self._log = log
+            common = find_common(scope, key) or Common(self._warn)
+            track = scope.cursors[key] = self._engine.new_track(common)
+            self._log = common.log
             self._scopes.add(scope)
         run.step = step
         if step != track.step:
-            track.decided, track.weights_for = False, None
-        track.step, track.open = step, True
-        now = signature(args, kwargs)
-        if now != track.signature:
-            if track.signature is not None:
-                track.forget()
-            track.signature = now
+            track.step = step
+            track.new_step()
+        track.new_pass()
         return track
 
     def _finish(self, scope: Scope, track: Track) -> None:
         track.close_pass(scope.branch)
         if track.step == self.config.steps_count - 1:
             track.forget()
-            self._review(scope.branch, track.log)
+            self._review(scope.branch, track.common.log)
 
     def _cut_short(self, scope: Scope, track: Track) -> None:
         """The last pass ended early: an outer cache skipped its remaining calls, or it was interrupted."""
         track.close_pass(scope.branch)
-        if track.owners[0] is None or track.shared:
+        if track.owners[0] is None or track.repeats:
             track.blind = True
             self._warn(
+                "blind",
                 f"A pass of {self.config.method} ended before its {self.config.blocks_count} calls, and its calls cannot be "
-                "told apart, so this run is computed. Pass modules to apply (not lambdas), and check blocks_count."
+                "told apart, so this run is computed. Pass modules to apply (not lambdas), and check blocks_count.",
             )
 
     def _start_afresh(self, run: clock.Run) -> None:
         if run.explicit:
             self._warn(
+                "long run",
                 f"The run goes on after steps_count={self.config.steps_count} steps: starting afresh. "
-                "Set steps_count to the number of denoising steps, or open run() once per generation."
+                "Set steps_count to the number of denoising steps, or open run() once per generation.",
             )
-        run.restart(finished=True)
+        run.restart()
 
-    def _place(
-        self, scope: Scope, track: Track, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Track, int]:
+    def _place(self, scope: Scope, track: Track, function: Callable[..., Any]) -> tuple[Track, int]:
         """Find the call index of a function that is not the one seen at this place before.
 
         Modules tell calls apart: those that an outer cache skipped, a pass that was interrupted and begins again, another
@@ -152,35 +150,34 @@ class CacheAgent:
         """
         index, owner = track.index, _owner(_checked(function))
         known = track.owners[index]
-        track.functions[index] = function
-        if owner is None or owner is known or track.shared:
-            return track, index
         place = track.places.get(owner)
-        if place is None:
+        if owner is None or owner is known or track.repeats:
+            track.functions[index] = function
+        elif place is None:
             if known is not None:  # another expert took over
-                if index:
-                    self._cut_short(scope, track)
+                track.forget_modules()
                 track.forget()
-                track.signature = signature(args, kwargs)
-                track.owners = [None] * len(track.owners)
-                track.places.clear()
+            track.functions[index] = function
             track.owners[index], track.places[owner] = owner, index
-            return track, index
-        if place == index - 1 and known is None:
-            track.shared = True
-            return track, index
-        if place > index:
-            return track, place
-        if known is None:
+        elif place == index - 1 and known is None:
+            track.repeats = True
+        elif place > index:  # an outer cache skipped the calls between
+            track.index = index = place
+        else:
+            return self._interrupted(scope, track, function, index - place), 0
+        return track, index
+
+    def _interrupted(self, scope: Scope, track: Track, function: Callable[..., Any], calls: int) -> Track:
+        """A pass began again before its end, so the generation that it belonged to is over."""
+        if track.owners[track.index] is None:
             self._warn(
-                f"The first call of a pass came again after {index} calls, but blocks_count={self.config.blocks_count}. "
-                f"Set blocks_count={index - place}, unless a generation was interrupted there."
+                "calls count",
+                f"A call of this pass came again after {calls} calls, but blocks_count={self.config.blocks_count}. "
+                f"Set blocks_count={calls}, unless a generation was interrupted there.",
             )
         scope.run.restart()
-        track = self._begin(scope, function, args, kwargs)
-        track.functions[0] = function
-        track.owners[0], track.places[owner] = owner, 0
-        return track, 0
+        track = self._begin(scope)
+        return self._place(scope, track, function)[0]
 
     # ------------------------------------------------------------------------------------------------ the run
 
@@ -202,7 +199,8 @@ class CacheAgent:
     def report(self) -> Report:
         """The run of this context, or else the run that this agent served last."""
         scope = get_scope()
-        log = (find_log(scope, self._key) if scope else None) or self._log or Log()
+        common = find_common(scope, self._key) if scope else None
+        log = common.log if common else self._log or Log()
         unit = "call" if self._note else self._engine.recipe.unit
         return log.report(self.config.method, unit, f"off: {self._note}" if self._note else "")
 
@@ -214,20 +212,16 @@ class CacheAgent:
         reasons = ", ".join(dict.fromkeys(record.reason for record in later))
         if not any(record.reused for record in later):
             self._warn(
+                "nothing reused",
                 f"{self.config.method} reused nothing in branch {branch!r} ({reasons}). Check step_start, step_interval, "
-                "step_end and thresholds against the number of steps, and blocks_count against the model."
+                "step_end and thresholds against the number of steps, and blocks_count against the model.",
             )
         elif all(record.reused for record in later):
             self._warn(
+                "all reused",
                 f"{self.config.method} reused every step after the first in branch {branch!r}. "
-                "The result depends on one computed step only: use a smaller step_interval or a later step_start."
+                "The result depends on one computed step only: use a smaller step_interval or a later step_start.",
             )
-
-    def _warn(self, message: str) -> None:
-        kind = message[:40]
-        if kind not in self._warned:
-            self._warned.add(kind)
-            warnings.warn(message, CacheWarning, stacklevel=3)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles carry the configuration; kept features and the process group stay behind."""
@@ -256,4 +250,4 @@ def _forget(scopes: WeakSet[Scope], key: int) -> None:
     for scope in list(scopes):
         track = scope.cursors.pop(key, None)
         if track is not None:
-            track.release(finished=False)
+            track.release(None)

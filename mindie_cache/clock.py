@@ -11,7 +11,7 @@ import math
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Any, Protocol
 
 from mindie_cache.errors import ParametersInvalid
 
@@ -19,15 +19,15 @@ DEFAULT_BRANCH = "cond"
 
 
 class Cursor(Protocol):
-    """Where one agent is: `step` of its current pass, next call `index`, and whether a pass is under way (`open`)."""
+    """Where one agent is: `step` of its current pass, next call `index`, and whether it is `running` inside a call."""
 
     step: int
     index: int
-    open: bool
+    running: bool
     steps_count: int
 
-    def release(self, *, finished: bool) -> None:
-        """Drop everything kept; `finished` says that the run came to its natural end."""
+    def release(self, last_step: int | None) -> None:
+        """Drop everything kept. `last_step` is given if the run came to its natural end with it."""
 
 
 class Scope:
@@ -38,7 +38,7 @@ class Scope:
     def __init__(self, run: Run, branch: str):
         self.run = run
         self.branch = branch
-        self.cursors: dict[int, Cursor] = {}
+        self.cursors: dict[int, Any] = {}  # of Cursor
 
 
 class Run:
@@ -72,9 +72,10 @@ class Run:
 
     def restart(self, *, finished: bool = False) -> None:
         """Start a new generation: every agent's state in every branch is dropped."""
+        last_step = self.step if finished else None
         for scope in self.scopes.values():
             for cursor in list(scope.cursors.values()):
-                cursor.release(finished=finished)
+                cursor.release(last_step)
             scope.cursors.clear()
         self._rewind()
 
@@ -95,12 +96,16 @@ class Run:
         """Return the step of the pass that agent `key` begins now, or None if this call belongs to a new run."""
         if self.step < 0:
             return 0
-        if self._told or any(other.open for other in self._cursors() if other is not cursor):
-            return self.step  # told by the caller, or inside a pass of another agent or branch
+        if self._told:
+            return self.step
+        if cursor is not None and cursor.step == self.step:  # this pass was done already
+            return self.step + 1
+        if any(other.running for other in self._cursors()):  # nested in a call of another agent
+            return self.step
         mine = [scope.cursors[key].step for scope in self.scopes.values() if key in scope.cursors]
         if max(mine, default=-1) < self.step - 1:  # it sat out a step: a second expert, or another model
             return self.step + 1 if self.explicit else None
-        return self.step + 1 if cursor is not None and cursor.step == self.step else self.step
+        return self.step
 
 
 _scope: ContextVar[Scope | None] = ContextVar("mindie_cache_scope", default=None)
@@ -125,6 +130,9 @@ def run(request: Hashable = None) -> Iterator[Run]:
     With `request`: a named run that can be left and entered again, so that a server can interleave requests step by step;
     it is released after its last step, after an exception, and by `forget_request`.
     """
+    outer = _scope.get()
+    if outer is not None and not outer.run.explicit:
+        outer.run.restart()  # whatever was counted before is over
     entered = Run(explicit=True) if request is None else _requests.setdefault(request, Run(explicit=True))
     token = _scope.set(entered.scope())
     try:
@@ -135,7 +143,7 @@ def run(request: Hashable = None) -> Iterator[Run]:
         raise
     finally:
         _scope.reset(token)
-    done = all(not cursor.open and entered.step >= cursor.steps_count - 1 for cursor in entered._cursors())
+    done = all(not cursor.index and entered.step >= cursor.steps_count - 1 for cursor in entered._cursors())
     if request is None or done:
         entered.restart(finished=True)
         _requests.pop(request, None)

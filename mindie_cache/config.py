@@ -79,7 +79,8 @@ class CacheConfig:
         for key in given:
             if key not in names:
                 raise ConfigError(f"options: unknown key {key!r} for {self.method}. {did_you_mean(key, names)}")
-        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+        return kind(**values)
 
     def _checked_streams(self) -> tuple[str, ...] | None:
         if self.streams is None:

@@ -1,90 +1,17 @@
-"""The engine: lanes of kept features, and decide, record, predict on them. It never counts steps (clock.py does)."""
+"""The engine: decide, record and predict for every call, on the state in lanes.py. It never counts (clock.py does)."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from mindie_cache.clock import Scope
 from mindie_cache.distributed import all_agree
-from mindie_cache.errors import CacheWarning, ModelExecError
+from mindie_cache.errors import ModelExecError
 from mindie_cache.history import Features, History, own
+from mindie_cache.lanes import Common, Lane, Track, signature
 from mindie_cache.recipes import Recipe
-from mindie_cache.report import Log, StepRecord
-
-Signature = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
-
-
-class Lane:
-    """One span in one branch of one run: its history, and what is in flight while the span is passed."""
-
-    __slots__ = ("casts", "estimate", "history", "last", "rebuild", "reference", "reuse", "start", "versions")
-
-    def __init__(self, start: int, last: int, history: History):
-        self.start = start
-        self.last = last
-        self.history = history
-        self.rebuild: Callable[[Features], Any] = tuple  # from streams to the form of the block's output
-        self.casts: tuple[torch.dtype | None, ...] = ()  # output dtypes, if they are not those of the reference
-        self.drop()
-
-    def drop(self) -> None:
-        """Forget everything kept and in flight."""
-        self.history.clear()
-        self.reuse = False  # in this pass
-        self.reference: Features = ()  # compute: own copy of the span's input; reuse: the input itself
-        self.estimate: Features = ()  # X, returned by the first and the last call of a reused span
-        self.versions: tuple[int | None, ...] = ()
-
-
-class Track:
-    """What one agent keeps for one branch of one run: its place (a clock.Cursor), its decision, its lanes."""
-
-    __slots__ = (
-        "blind", "decided", "functions", "give_away", "index", "keep", "lanes", "log", "open", "owners", "places", "reason", "reuse",
-        "reused", "seen", "shared", "signature", "since", "state", "step", "steps_count", "weights", "weights_for",
-    )  # fmt: skip
-
-    def __init__(self, lanes: list[Lane | None], steps_count: int, log: Log):
-        self.step = -1
-        self.index = 0
-        self.open = False
-        self.steps_count = steps_count
-        self.log = log
-        self.lanes = lanes
-        self.functions: list[Any] = [None] * len(lanes)
-        self.owners: list[Any] = [None] * len(lanes)
-        self.places: dict[Any, int] = {}
-        self.shared = False  # one module serves several calls: modules do not tell calls apart
-        self.blind = False  # calls cannot be told apart and some were skipped: compute for the rest of the run
-        self.seen = self.reused = 0
-        self.forget()
-
-    def forget(self) -> None:
-        """Drop every kept feature and the policy's state: what follows is like a first step."""
-        for lane in dict.fromkeys(lane for lane in self.lanes if lane is not None):
-            self.log.change_bytes(-lane.history.nbytes)
-            lane.drop()
-        self.signature: Signature | None = None
-        self.state: Any = None
-        self.since = -1  # last step whose computed features count
-        self.decided = self.reuse = self.keep = self.give_away = False
-        self.weights: Sequence[float] = ()
-        self.weights_for: tuple[int, ...] | None = None  # snapshot steps that `weights` belong to
-        self.reason = "no data"
-
-    def close_pass(self, branch: str) -> None:
-        """Write the pass under way into the log."""
-        if self.open and self.seen:
-            self.log.add(StepRecord(branch, self.step, self.seen, self.reused, self.reason))
-        self.seen = self.reused = self.index = 0
-        self.open = False
-
-    def release(self, *, finished: bool) -> None:
-        self.forget()
 
 
 class Engine:
@@ -99,7 +26,7 @@ class Engine:
         self.steps_count = steps_count
         self.group = group
 
-    def new_track(self, log: Log) -> Track:
+    def new_track(self, common: Common) -> Track:
         spans: dict[Any, Lane] = {}
         lanes: list[Lane | None] = []
         for index in range(self.calls_count):
@@ -108,32 +35,49 @@ class Engine:
                 history = History(self.recipe.predictor.depth, self.recipe.placement)
                 spans[span] = Lane(span.start, span.stop - 1, history)
             lanes.append(None if span is None else spans[span])
-        return Track(lanes, self.steps_count, log)
+        return Track(lanes, self.steps_count, common)
 
-    def decide(self, track: Track, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def decide(self, track: Track, lane: Lane, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take the decision of this step, once, from the arguments of the first call of the site in this step."""
-        policy = self.recipe.policy
-        signal = self.recipe.signal(args, kwargs) if self.recipe.signal else None
+        now = signature(args, kwargs)
+        if lane.signature is not None and lane.signature != now:
+            track.forget()
+        lane.signature = now
+        policy, common = self.recipe.policy, track.common
         can_reuse = track.since >= 0 and not track.blind
-        decision = policy.decide(track.state, track.step, signal, can_reuse)
-        reuse, reason = decision.reuse and can_reuse, decision.reason
-        if self.group is not None and policy.needs_signal:
-            agreed = all_agree(reuse, self.group, signal.device)
-            reuse, reason = agreed, "ranks disagree" if reuse and not agreed else reason
-        if reason == "not finite":
-            warnings.warn(
-                "The signal that decides about reuse is NaN or infinite: computing. Look for overflow in the model "
-                "(fp16?) or for latents that were not initialised.",
-                CacheWarning,
-                stacklevel=4,
-            )
-        track.state = decision.state
-        track.decided, track.reuse, track.reason = True, reuse, reason
+        if not policy.shared:
+            decision = policy.decide(track.state, track.step, None, can_reuse)
+            track.state = decision.state
+            reuse, reason = decision.reuse and can_reuse, decision.reason
+        else:
+            if common.step != track.step:
+                self._decide_for_all(track, can_reuse, args, kwargs)
+            reuse, reason = common.reuse and can_reuse, common.reason
+            if common.reuse and not can_reuse:
+                reason = "no data"
         depth = self.recipe.predictor.depth
+        track.decided, track.reuse, track.reason = True, reuse, reason
         track.keep = policy.worth_keeping(track.step, depth)
         track.give_away = reuse and depth == 1 and policy.last_use(track.step)
         if track.keep and not reuse:
             track.since = track.step
+
+    def _decide_for_all(self, track: Track, can_reuse: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The first branch of a step decides for the others too, so that guidance never mixes old with new."""
+        common = track.common
+        signal = self.recipe.signal(args, kwargs) if self.recipe.signal else None
+        reuse, common.state, common.reason = self.recipe.policy.decide(common.state, track.step, signal, can_reuse)
+        common.reuse, common.step = reuse and can_reuse, track.step
+        if self.group is not None and isinstance(signal, torch.Tensor):
+            agreed = all_agree(common.reuse, self.group, signal.device)
+            if agreed != common.reuse:
+                common.reuse, common.reason = agreed, "ranks disagree"
+        if common.reason == "not finite":
+            common.warn(
+                "not finite",
+                "The signal that decides about reuse is NaN or infinite: computing. Look for overflow in the model "
+                "(fp16?) or for latents that were not initialised.",
+            )
 
     def each_call(
         self, track: Track, index: int, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -143,11 +87,11 @@ class Engine:
         if lane is None:
             return function(*args, **kwargs)
         if not track.decided:
-            self.decide(track, args, kwargs)
+            self.decide(track, lane, args, kwargs)
         if track.reuse and self._has_data(track, lane):
             track.reused += 1
             if track.give_away:  # nobody will need the snapshot again, so no copy is needed either
-                track.log.change_bytes(-lane.history.nbytes)
+                track.common.log.change_bytes(-lane.history.nbytes)
                 return lane.rebuild(lane.history.take())
             return lane.rebuild(self.predict(track, lane, None))
         result = function(*args, **kwargs)
@@ -163,7 +107,7 @@ class Engine:
         lane = track.lanes[index]
         if lane is not None and index == lane.start:
             if not track.decided:
-                self.decide(track, args, kwargs)
+                self.decide(track, lane, args, kwargs)
             lane.reuse = track.reuse and self._has_data(track, lane)
         inputs, args = self._streams.take(args, kwargs)
         if lane is None:
@@ -229,7 +173,7 @@ class Engine:
         before = lane.history.nbytes
         lane.history.push(track.step, features)
         if lane.history.nbytes != before:
-            track.log.change_bytes(lane.history.nbytes - before)
+            track.common.log.change_bytes(lane.history.nbytes - before)
 
 
 def _residual(output: Any, reference: Any) -> Any:
@@ -248,18 +192,3 @@ def _version(value: Any) -> int | None:
     if not isinstance(value, torch.Tensor):
         return 0
     return None if value.is_inference() else value._version
-
-
-def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
-    """Shape, dtype and device of every tensor argument: when it changes, nothing kept fits any more."""
-    values = (*args, *kwargs.values())
-    return tuple([(v.shape, v.dtype, v.device) for v in values if isinstance(v, torch.Tensor)])
-
-
-def find_log(scope: Scope, key: int) -> Log | None:
-    """The log that another branch of this run already writes for agent `key`."""
-    for other in scope.run.scopes.values():
-        track = other.cursors.get(key)
-        if isinstance(track, Track):
-            return track.log
-    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 
@@ -32,3 +33,15 @@ def did_you_mean(name: object, allowed: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     return f"{hint}Allowed: {', '.join(names) or 'none'}."
+
+
+class WarnOnce:
+    """Emits each kind of CacheWarning once; `kind` is a short key, `message` may vary."""
+
+    def __init__(self) -> None:
+        self._given: set[str] = set()
+
+    def __call__(self, kind: str, message: str) -> None:
+        if kind not in self._given:
+            self._given.add(kind)
+            warnings.warn(message, CacheWarning, stacklevel=4)

@@ -14,8 +14,8 @@ class Policy(Protocol):
     """Frozen parameters; whatever changes is the `state` value that the engine carries (None in a new lane)."""
 
     @property
-    def needs_signal(self) -> bool:
-        """Whether `decide` looks at data. If so it may synchronise the device once, and ranks agree on its answer."""
+    def shared(self) -> bool:
+        """Whether one decision, taken from data, serves all branches of a step (and ranks agree on it)."""
         ...
 
     def decide(self, state: Any, step: int, signal: Any, can_reuse: bool) -> Decision: ...

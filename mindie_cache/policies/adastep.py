@@ -45,7 +45,7 @@ class Adastep:
     steps_count: int
     relative: bool = False
     parity: bool = False
-    needs_signal = True
+    shared = True
     warmup_steps = 4
 
     def decide(self, state: AdastepState | None, step: int, signal: torch.Tensor, can_reuse: bool) -> Decision:

@@ -19,7 +19,7 @@ class Interval:
     start: int
     interval: int
     stop: int
-    needs_signal = False
+    shared = False
 
     def decide(self, state: Any, step: int, signal: Any, can_reuse: bool) -> Decision:
         """`state` is the last computed step."""

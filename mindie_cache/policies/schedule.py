@@ -14,7 +14,7 @@ class Schedule:
 
     compute_steps: frozenset[int]
     steps_count: int
-    needs_signal = False
+    shared = False
 
     def decide(self, state: Any, step: int, signal: Any, can_reuse: bool) -> Decision:
         if step in self.compute_steps:

@@ -1,0 +1,41 @@
+# `make demo` and `make test` set up what they need the first time and start at once afterwards.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH ?= torch==2.13.0
+READY := $(VENV)/.ready
+TOOLS := $(VENV)/.tools
+
+.PHONY: help demo test check dev bench clean
+help: ## say what each target does
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): setup.py mindie_cache/version.py
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" setuptools wheel -e .
+	@touch $@
+
+$(TOOLS): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[dev]"
+	@touch $@
+
+demo: $(READY) ## generate with and without caches, compare, and write pictures to out/demo/ (ARGS="--steps 20" passes options)
+	$(BIN)/mindie-cache demo $(ARGS)
+
+test: $(TOOLS) ## run the tests (ARGS="-k clock" passes options to pytest)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(TOOLS) ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+dev: $(TOOLS) ## set up .venv with all development tools
+	@echo "Ready: source $(BIN)/activate"
+
+bench: $(TOOLS) ## measure host time per call, beside MindIE-SD's cache_agent
+	$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+clean: ## remove .venv, caches and outputs
+	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,135 @@
+"""The state that the engine carries: what one agent keeps for a run, for a branch of it, and for a span. No decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from mindie_cache.clock import Scope
+from mindie_cache.errors import WarnOnce
+from mindie_cache.history import Features, History
+from mindie_cache.report import Log, StepRecord
+
+Signature = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
+
+
+def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
+    """Shape, dtype and device of every tensor argument: when it changes, nothing kept fits any more."""
+    values = (*args, *kwargs.values())
+    return tuple([(v.shape, v.dtype, v.device) for v in values if isinstance(v, torch.Tensor)])
+
+
+class Common:
+    """What the branches of one run share for one agent: the log, and the decision of a policy that is `shared`."""
+
+    __slots__ = ("log", "reason", "reuse", "state", "step", "warn")
+
+    def __init__(self, warn: WarnOnce):
+        self.log = Log()
+        self.warn = warn
+        self.state: Any = None
+        self.step = -1  # that `reuse` and `reason` belong to
+        self.reuse = False
+        self.reason = ""
+
+
+class Lane:
+    """One span in one branch of one run: its history, and what is in flight while the span is passed."""
+
+    __slots__ = ("casts", "estimate", "history", "last", "rebuild", "reference", "reuse", "signature", "start", "versions")
+
+    def __init__(self, start: int, last: int, history: History):
+        self.start = start
+        self.last = last
+        self.history = history
+        self.rebuild: Callable[[Features], Any] = tuple  # from streams to the form of the block's output
+        self.casts: tuple[torch.dtype | None, ...] = ()  # output dtypes, if they are not those of the reference
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget everything kept and in flight."""
+        self.history.clear()
+        self.signature: Signature | None = None
+        self.new_pass()
+
+    def new_pass(self) -> None:
+        self.reuse = False  # settled by the span's first call
+        self.reference: Features = ()  # compute: own copy of the span's input; reuse: the input itself
+        self.estimate: Features = ()  # X, returned by the first and the last call of a reused span
+        self.versions: tuple[int | None, ...] = ()
+
+
+class Track:
+    """What one agent keeps for one branch of one run: its place (a clock.Cursor), its decision, its lanes."""
+
+    __slots__ = (
+        *("common", "index", "running", "seen", "reused", "step", "steps_count"),
+        *("blind", "functions", "owners", "places", "repeats"),
+        *("decided", "give_away", "keep", "lanes", "reason", "reuse", "since", "state", "weights", "weights_for"),
+    )
+
+    def __init__(self, lanes: list[Lane | None], steps_count: int, common: Common):
+        self.common = common
+        self.lanes = lanes
+        self.steps_count = steps_count
+        self.step = -1
+        self.index = 0  # of the next call; 0 between passes
+        self.running = False  # inside a call
+        self.seen = self.reused = 0  # calls of this pass
+        self.blind = False  # calls cannot be told apart and some were skipped: compute for the rest of the run
+        self.repeats = False  # one module serves several calls: modules do not tell calls apart
+        self.functions: list[Any] = [None] * len(lanes)
+        self.forget_modules()
+        self.forget()
+
+    def forget_modules(self) -> None:
+        self.owners: list[Any] = [None] * len(self.lanes)  # the module called at each index
+        self.places: dict[Any, int] = {}  # and the index of each module
+
+    def forget(self) -> None:
+        """Drop every kept feature and the policy's state: what follows is like a first step."""
+        for lane in self._distinct_lanes():
+            self.common.log.change_bytes(-lane.history.nbytes)
+            lane.drop()
+        self.state: Any = None
+        self.common.state = None
+        self.since = -1  # last step whose computed features count
+        self.reason = "no data"
+        self.new_step()
+
+    def new_step(self) -> None:
+        self.decided = self.reuse = self.keep = self.give_away = False
+        self.weights: Sequence[float] = ()
+        self.weights_for: tuple[int, ...] | None = None  # snapshot steps that `weights` belong to
+
+    def new_pass(self) -> None:
+        for lane in self._distinct_lanes():
+            lane.new_pass()
+
+    def close_pass(self, branch: str) -> None:
+        """Write the pass under way into the log."""
+        if self.seen:
+            self.common.log.add(StepRecord(branch, self.step, self.seen, self.reused, self.reason))
+        self.seen = self.reused = self.index = 0
+
+    def release(self, last_step: int | None) -> None:
+        self.forget()
+        if last_step is not None and last_step < self.steps_count - 1:
+            self.common.warn(
+                "short run",
+                f"A run ended after {last_step + 1} steps, but steps_count={self.steps_count}: its settings are meant for "
+                f"another number of steps. Set steps_count={last_step + 1} and choose the step window for it.",
+            )
+
+    def _distinct_lanes(self) -> list[Lane]:
+        return list(dict.fromkeys([lane for lane in self.lanes if lane is not None]))
+
+
+def find_common(scope: Scope, key: int) -> Common | None:
+    """What the branches of this run share for agent `key`, if it was called in one of them."""
+    for other in scope.run.scopes.values():
+        if key in other.cursors:
+            return other.cursors[key].common
+    return None
