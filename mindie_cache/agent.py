@@ -46,7 +46,7 @@ class CacheAgent:
         self._note = bypass_reason(self.config)
         self._key = next(_keys)
         self._scopes: WeakSet[Scope] = WeakSet()
-        self._log: Log | None = None
+        self._latest: Common | None = None
         self._warn = WarnOnce()
         finalize(self, _forget, self._scopes, self._key)
         if self._note:
@@ -54,6 +54,7 @@ class CacheAgent:
             return
         recipe = METHODS[self.config.method].build(self.config)
         self._engine = Engine(recipe, self.config.blocks_count, self.config.steps_count, process_group)
+        self._call = self._engine.call
 
     # ------------------------------------------------------------------------------------------------ the call
 
@@ -79,7 +80,7 @@ class CacheAgent:
             if function is not track.functions[index]:
                 track, index = self._place(scope, track, function)
             track.running = True
-            result = self._engine.call(track, index, function, args, kwargs)
+            result = self._call(track, index, function, args, kwargs)
         except BaseException:
             scope.run.restart()
             raise
@@ -107,7 +108,7 @@ class CacheAgent:
         if track is None:
             common = find_common(scope, key) or Common(self._warn)
             track = scope.cursors[key] = self._engine.new_track(common)
-            self._log = common.log
+            self._latest = common
             self._scopes.add(scope)
         run.step = step
         if step != track.step:
@@ -198,11 +199,13 @@ class CacheAgent:
 
     def report(self) -> Report:
         """The run of this context, or else the run that this agent served last."""
-        scope = get_scope()
-        common = find_common(scope, self._key) if scope else None
-        log = common.log if common else self._log or Log()
-        unit = "call" if self._note else self._engine.recipe.unit
-        return log.report(self.config.method, unit, f"off: {self._note}" if self._note else "")
+        if self._note:
+            return Report(self.config.method, "call", note=f"off: {self._note}")
+        scope, unit = get_scope(), self._engine.recipe.unit
+        common = (find_common(scope, self._key) if scope else None) or self._latest
+        if common is None:
+            return Report(self.config.method, unit, note="not called yet")
+        return common.log.report(self.config.method, unit, common.nbytes)
 
     def _review(self, branch: str, log: Log) -> None:
         """After the last step: never stay silent about a branch in which nothing, or everything, was reused."""

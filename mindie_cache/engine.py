@@ -88,16 +88,15 @@ class Engine:
             return function(*args, **kwargs)
         if not track.decided:
             self.decide(track, lane, args, kwargs)
-        if track.reuse and self._has_data(track, lane):
+        history = lane.history
+        if track.reuse and len(history.steps) >= self._warmup and history.steps[-1] >= track.since:
             track.reused += 1
-            if track.give_away:  # nobody will need the snapshot again, so no copy is needed either
-                track.common.log.change_bytes(-lane.history.nbytes)
-                return lane.rebuild(lane.history.take())
-            return lane.rebuild(self.predict(track, lane, None))
+            # Before a step that is computed for certain nobody needs the snapshot again, so no copy is needed either.
+            return lane.rebuild(history.take() if track.give_away else self.predict(track, lane, None))
         result = function(*args, **kwargs)
         if track.keep:
             outputs, lane.rebuild = self._streams.split(result, ())
-            self._push(track, lane, tuple([own(out) for out in outputs]))
+            history.push(track.step, tuple([own(out) for out in outputs]))
         return result
 
     def block_range(
@@ -108,7 +107,8 @@ class Engine:
         if lane is not None and index == lane.start:
             if not track.decided:
                 self.decide(track, lane, args, kwargs)
-            lane.reuse = track.reuse and self._has_data(track, lane)
+            steps = lane.history.steps
+            lane.reuse = track.reuse and len(steps) >= self._warmup and steps[-1] >= track.since
         inputs, args = self._streams.take(args, kwargs)
         if lane is None:
             result = function(*args, **kwargs)
@@ -142,10 +142,6 @@ class Engine:
             lane.estimate = lane.reference = ()
         return result
 
-    def _has_data(self, track: Track, lane: Lane) -> bool:
-        steps = lane.history.steps
-        return len(steps) >= self._warmup and steps[-1] >= track.since
-
     def predict(self, track: Track, lane: Lane, references: Features | None) -> Features:
         """The estimate of the span's output at this step: reference + weighted snapshots, as new objects."""
         history = lane.history
@@ -167,13 +163,7 @@ class Engine:
         lane.casts = (
             tuple([out.dtype if d else None for out, d in zip(outputs, differs, strict=True)]) if any(differs) else ()
         )
-        self._push(track, lane, features)
-
-    def _push(self, track: Track, lane: Lane, features: Features) -> None:
-        before = lane.history.nbytes
         lane.history.push(track.step, features)
-        if lane.history.nbytes != before:
-            track.common.log.change_bytes(lane.history.nbytes - before)
 
 
 def _residual(output: Any, reference: Any) -> Any:

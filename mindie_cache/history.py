@@ -24,7 +24,7 @@ def own(value: Any) -> Any:
 class History:
     """At most `depth` snapshots, oldest first. The caller gives up what it pushes; nothing kept is ever handed out."""
 
-    __slots__ = ("_are_tensors", "_kept", "_sizes", "depth", "nbytes", "placement", "steps")
+    __slots__ = ("_are_tensors", "_kept", "_size", "depth", "placement", "steps")
 
     def __init__(self, depth: int, placement: Placement):
         self.depth = depth
@@ -34,17 +34,20 @@ class History:
     def clear(self) -> None:
         self.steps: tuple[int, ...] = ()
         self._kept: list[Features] = []
-        self._sizes: list[int] = []
-        self._are_tensors: tuple[bool, ...] = ()
-        self.nbytes = 0
+        self._are_tensors: list[bool] = []
+        self._size = 0  # bytes of one snapshot
 
     def __len__(self) -> int:
         """Number of streams."""
         return len(self._are_tensors)
 
+    @property
+    def nbytes(self) -> int:
+        return len(self.steps) * self._size
+
     def push(self, step: int, features: Features) -> None:
         """Keep `features` of `step`; the same step again replaces its snapshot, a full ring drops its oldest."""
-        are_tensors = tuple([isinstance(item, torch.Tensor) for item in features])
+        are_tensors = [isinstance(item, torch.Tensor) for item in features]
         if are_tensors != self._are_tensors:
             self.clear()
             self._are_tensors = are_tensors
@@ -52,23 +55,20 @@ class History:
         if steps and (steps[-1] == step or len(steps) == self.depth):
             out = len(steps) - 1 if steps[-1] == step else 0
             steps = steps[:out] + steps[out + 1 :]
-            self.nbytes -= self._sizes.pop(out)
             del self._kept[out]
-        keep, nbytes, size = self.placement.keep, self.placement.nbytes, 0
-        if True in are_tensors:
-            features = tuple([keep(f) if known else f for f, known in zip(features, are_tensors, strict=True)])
-            size = sum([nbytes(f) for f, known in zip(features, are_tensors, strict=True) if known])
-        self._kept.append(features)
-        self._sizes.append(size)
-        self.nbytes += size
+        keep = self.placement.keep
+        self._kept.append(tuple([keep(f) if known else f for f, known in zip(features, are_tensors)]))  # noqa: B905
         self.steps = (*steps, step)
+        if not self._size:
+            nbytes = self.placement.nbytes
+            self._size = sum([nbytes(f) for f, known in zip(self._kept[0], are_tensors, strict=True) if known])
 
     def take(self) -> Features:
-        """The newest snapshot itself; the history keeps nothing any more."""
-        fetch = self.placement.fetch
-        taken = tuple([fetch(f) if known else f for f, known in zip(self._kept[-1], self._are_tensors, strict=True)])
-        self.clear()
-        return taken
+        """The newest snapshot itself; the history does not keep it any more, nor older ones."""
+        fetch, features = self.placement.fetch, self._kept[-1]
+        self.steps = ()
+        self._kept.clear()
+        return tuple([fetch(f) if known else f for f, known in zip(features, self._are_tensors)])  # noqa: B905
 
     def combine(self, weights: Sequence[float], references: Features | None) -> Features:
         """One new object per stream: ``reference + sum(weight * snapshot)``; without references, the sum alone."""

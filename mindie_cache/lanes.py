@@ -24,15 +24,21 @@ def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
 class Common:
     """What the branches of one run share for one agent: the log, and the decision of a policy that is `shared`."""
 
-    __slots__ = ("log", "reason", "reuse", "state", "step", "warn")
+    __slots__ = ("log", "reason", "reuse", "state", "step", "tracks", "warn")
 
     def __init__(self, warn: WarnOnce):
         self.log = Log()
         self.warn = warn
+        self.tracks: list[Track] = []
         self.state: Any = None
         self.step = -1  # that `reuse` and `reason` belong to
         self.reuse = False
         self.reason = ""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept now, over all branches."""
+        return sum([track.nbytes for track in self.tracks])
 
 
 class Lane:
@@ -67,12 +73,26 @@ class Track:
     __slots__ = (
         *("common", "index", "running", "seen", "reused", "step", "steps_count"),
         *("blind", "functions", "owners", "places", "repeats"),
-        *("decided", "give_away", "keep", "lanes", "reason", "reuse", "since", "state", "weights", "weights_for"),
+        *(
+            "decided",
+            "distinct_lanes",
+            "give_away",
+            "keep",
+            "lanes",
+            "reason",
+            "reuse",
+            "since",
+            "state",
+            "weights",
+            "weights_for",
+        ),
     )
 
     def __init__(self, lanes: list[Lane | None], steps_count: int, common: Common):
         self.common = common
+        common.tracks.append(self)
         self.lanes = lanes
+        self.distinct_lanes = tuple(dict.fromkeys([lane for lane in lanes if lane is not None]))
         self.steps_count = steps_count
         self.step = -1
         self.index = 0  # of the next call; 0 between passes
@@ -90,8 +110,7 @@ class Track:
 
     def forget(self) -> None:
         """Drop every kept feature and the policy's state: what follows is like a first step."""
-        for lane in self._distinct_lanes():
-            self.common.log.change_bytes(-lane.history.nbytes)
+        for lane in self.distinct_lanes:
             lane.drop()
         self.state: Any = None
         self.common.state = None
@@ -105,13 +124,18 @@ class Track:
         self.weights_for: tuple[int, ...] | None = None  # snapshot steps that `weights` belong to
 
     def new_pass(self) -> None:
-        for lane in self._distinct_lanes():
+        for lane in self.distinct_lanes:
             lane.new_pass()
+
+    @property
+    def nbytes(self) -> int:
+        return sum([lane.history.nbytes for lane in self.distinct_lanes])
 
     def close_pass(self, branch: str) -> None:
         """Write the pass under way into the log."""
         if self.seen:
-            self.common.log.add(StepRecord(branch, self.step, self.seen, self.reused, self.reason))
+            record = StepRecord(branch, self.step, self.seen, self.reused, self.reason)
+            self.common.log.add(record, self.common.nbytes)
         self.seen = self.reused = self.index = 0
 
     def release(self, last_step: int | None) -> None:
@@ -122,9 +146,6 @@ class Track:
                 f"A run ended after {last_step + 1} steps, but steps_count={self.steps_count}: its settings are meant for "
                 f"another number of steps. Set steps_count={last_step + 1} and choose the step window for it.",
             )
-
-    def _distinct_lanes(self) -> list[Lane]:
-        return list(dict.fromkeys([lane for lane in self.lanes if lane is not None]))
 
 
 def find_common(scope: Scope, key: int) -> Common | None:

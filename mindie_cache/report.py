@@ -87,19 +87,16 @@ class Log:
     """The growing form of a report, shared by the branches of one run."""
 
     steps: list[StepRecord] = field(default_factory=list)
-    bytes_now: int = 0
     bytes_peak: int = 0
     started: float = field(default_factory=perf_counter)
     stopped: float = 0.0
 
-    def add(self, record: StepRecord) -> None:
+    def add(self, record: StepRecord, bytes_now: int) -> None:
+        """A pass has ended, with `bytes_now` kept."""
         self.steps.append(record)
+        self.bytes_peak = max(self.bytes_peak, bytes_now)
         self.stopped = perf_counter()
 
-    def change_bytes(self, difference: int) -> None:
-        self.bytes_now += difference
-        self.bytes_peak = max(self.bytes_peak, self.bytes_now)
-
-    def report(self, method: str, unit: str, note: str) -> Report:
+    def report(self, method: str, unit: str, bytes_now: int) -> Report:
         seconds = max(0.0, self.stopped - self.started)
-        return Report(method, unit, tuple(self.steps), self.bytes_now, self.bytes_peak, seconds, note)
+        return Report(method, unit, tuple(self.steps), bytes_now, self.bytes_peak, seconds)
