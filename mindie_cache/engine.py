@@ -128,7 +128,7 @@ class Engine:
 
     def _skip(self, track: Track, lane: Lane, index: int, inputs: Features) -> Any:
         """The first call of a reused span returns X, the inner calls what they were given, the last one X again."""
-        streams = len(lane.history)
+        streams = lane.history.streams
         if index == lane.start:
             lane.reference = inputs[:streams]
             lane.estimate = self.predict(track, lane, lane.reference)

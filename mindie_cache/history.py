@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,10 +21,16 @@ def own(value: Any) -> Any:
     return value.detach().clone() if value.requires_grad else value.clone()
 
 
+class Plain(NamedTuple):
+    """A kept object that is not a tensor: a number, None, a string."""
+
+    value: Any
+
+
 class History:
     """At most `depth` snapshots, oldest first. The caller gives up what it pushes; nothing kept is ever handed out."""
 
-    __slots__ = ("_are_tensors", "_kept", "_size", "depth", "placement", "steps")
+    __slots__ = ("_kept", "_size", "depth", "placement", "steps")
 
     def __init__(self, depth: int, placement: Placement):
         self.depth = depth
@@ -33,13 +39,12 @@ class History:
 
     def clear(self) -> None:
         self.steps: tuple[int, ...] = ()
-        self._kept: list[Features] = []
-        self._are_tensors: list[bool] = []
+        self._kept: list[tuple[Any, ...]] = []  # a snapshot: one Plain or placed tensor per stream
         self._size = 0  # bytes of one snapshot
 
-    def __len__(self) -> int:
-        """Number of streams."""
-        return len(self._are_tensors)
+    @property
+    def streams(self) -> int:
+        return len(self._kept[-1])
 
     @property
     def nbytes(self) -> int:
@@ -47,39 +52,41 @@ class History:
 
     def push(self, step: int, features: Features) -> None:
         """Keep `features` of `step`; the same step again replaces its snapshot, a full ring drops its oldest."""
-        are_tensors = [isinstance(item, torch.Tensor) for item in features]
-        if are_tensors != self._are_tensors:
-            self.clear()
-            self._are_tensors = are_tensors
-        steps = self.steps
-        if steps and (steps[-1] == step or len(steps) == self.depth):
-            out = len(steps) - 1 if steps[-1] == step else 0
-            steps = steps[:out] + steps[out + 1 :]
-            del self._kept[out]
-        keep = self.placement.keep
-        self._kept.append(tuple([keep(f) if known else f for f, known in zip(features, are_tensors)]))  # noqa: B905
+        keep, steps = self.placement.keep, self.steps
+        snapshot = tuple([keep(f) if isinstance(f, torch.Tensor) else Plain(f) for f in features])
+        if steps:
+            if self.depth > 1 and [type(new) for new in snapshot] != [type(old) for old in self._kept[-1]]:
+                self.clear()  # an output was a tensor and is none now, or the other way round: nothing to interpolate
+                steps = ()
+            elif steps[-1] == step:
+                self._kept.pop()
+                steps = steps[:-1]
+            elif len(steps) == self.depth:
+                del self._kept[0]
+                steps = steps[1:]
+        self._kept.append(snapshot)
         self.steps = (*steps, step)
         if not self._size:
             nbytes = self.placement.nbytes
-            self._size = sum([nbytes(f) for f, known in zip(self._kept[0], are_tensors, strict=True) if known])
+            self._size = sum([nbytes(item) for item in snapshot if type(item) is not Plain])
 
     def take(self) -> Features:
         """The newest snapshot itself; the history does not keep it any more, nor older ones."""
-        fetch, features = self.placement.fetch, self._kept[-1]
-        self.steps = ()
+        fetch, newest = self.placement.fetch, self._kept.pop()
         self._kept.clear()
-        return tuple([fetch(f) if known else f for f, known in zip(features, self._are_tensors)])  # noqa: B905
+        self.steps = ()
+        return tuple([item.value if type(item) is Plain else fetch(item) for item in newest])
 
     def combine(self, weights: Sequence[float], references: Features | None) -> Features:
         """One new object per stream: ``reference + sum(weight * snapshot)``; without references, the sum alone."""
         fetch, combined = self.placement.fetch, []
-        for stream, is_tensor in enumerate(self._are_tensors):
-            kept = [features[stream] for features in self._kept]
+        for stream, newest in enumerate(self._kept[-1]):
+            kept = [snapshot[stream] for snapshot in self._kept]
             reference = references[stream] if references else None
-            if is_tensor:
-                combined.append(combine([fetch(item) for item in kept], weights, reference))
+            if type(newest) is Plain:
+                combined.append(_combine_objects([item.value for item in kept], weights, reference))
             else:
-                combined.append(_combine_objects(kept, weights, reference))
+                combined.append(combine([fetch(item) for item in kept], weights, reference))
         return tuple(combined)
 
 
