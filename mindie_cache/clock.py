@@ -58,7 +58,7 @@ class Run:
 
     def _rewind(self) -> None:
         self.step = -1
-        self._told = False  # the caller gives steps or timesteps: nothing is counted
+        self._told = False  # inside `branch(step=...)` or `branch(timestep=...)`: nothing is counted
         self._timestep = math.inf
 
     def scope(self, branch: str = DEFAULT_BRANCH) -> Scope:
@@ -180,6 +180,7 @@ def branch(name: str = DEFAULT_BRANCH, *, step: int | None = None, timestep: flo
     if timestep is not None and not math.isfinite(timestep):
         raise ParametersInvalid(f"branch(timestep={timestep}): the timestep must be finite. Pass step= instead.")
     this_run = current_scope().run
+    told_outside = this_run._told
     this_run.tell(step, timestep)
     scope = this_run.scope(name)
     token = _scope.set(scope)
@@ -187,3 +188,4 @@ def branch(name: str = DEFAULT_BRANCH, *, step: int | None = None, timestep: flo
         yield scope
     finally:
         _scope.reset(token)
+        this_run._told = told_outside  # the next call in this thread may be another model's, whose steps are counted

@@ -10,7 +10,7 @@ import importlib.util
 import re
 import sys
 from glob import glob
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -82,8 +82,7 @@ def _probe_cuda() -> Availability:
 def _probe_npu() -> Availability:
     if importlib.util.find_spec("torch_npu") is None:
         return Availability("npu", reason="torch_npu is not installed")
-    importlib.import_module("torch_npu")  # registers torch.npu
-    npu: Any = vars(torch)["npu"]
+    npu = importlib.import_module("torch_npu").npu  # importing it also makes "npu" a device type of PyTorch
     if not npu.is_available():
         torch.empty(1, device="npu")  # raises with the driver's own words
         return Availability("npu", reason="torch_npu is installed, but finds no device")

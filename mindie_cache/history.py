@@ -13,6 +13,8 @@ from mindie_cache.placement import Placement
 
 Features = tuple[Any, ...]  # one entry per stream: a tensor, or any object that a model passes along
 
+_HELD = (1.0,)  # for whole numbers and flags, which have no values between
+
 
 def own(value: Any) -> Any:
     """A copy of a tensor that shares nothing with it, not even a graph; any other object as it is."""
@@ -86,13 +88,17 @@ class History:
             if type(newest) is Plain:
                 combined.append(_combine_objects([item.value for item in kept], weights, reference))
             else:
-                combined.append(combine([fetch(item) for item in kept], weights, reference))
+                tensors = [fetch(item) for item in kept]
+                if tensors[-1].dtype.is_floating_point or tensors[-1].dtype.is_complex:
+                    combined.append(combine(tensors, weights, reference))
+                else:
+                    combined.append(combine(tensors[-1:], _HELD, reference))
         return tuple(combined)
 
 
 def _combine_objects(kept: list[Any], weights: Sequence[float], reference: Any) -> Any:
-    """Numbers are weighted as tensors are; any other object (None, a string, a module's cache) is held."""
+    """Real numbers are weighted as tensors are; any other object (a length, a flag, None, a string) is held."""
     value = kept[-1]
-    if weights[-1] != 1.0 and isinstance(value, numbers.Number):
+    if weights[-1] != 1.0 and isinstance(value, numbers.Number) and not isinstance(value, numbers.Integral):
         value = sum(weight * item for weight, item in zip(weights, kept, strict=True))
     return value if reference is None else reference + value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -12,6 +13,7 @@ from mindie_cache.errors import WarnOnce
 from mindie_cache.history import Features, History
 from mindie_cache.report import Log, StepRecord
 
+_UNSEEN = object()
 Signature = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
 
 
@@ -29,7 +31,7 @@ class Common:
     def __init__(self, warn: WarnOnce):
         self.log = Log()
         self.warn = warn
-        self.tracks: list[Track] = []
+        self.tracks: WeakSet[Track] = WeakSet()  # a track owns this, so that what it keeps dies with its scope
         self.state: Any = None
         self.step = -1  # that `reuse` and `reason` belong to
         self.reuse = False
@@ -71,6 +73,7 @@ class Track:
     """What one agent keeps for one branch of one run: its place (a clock.Cursor), its decision, its lanes."""
 
     __slots__ = (
+        "__weakref__",
         *("common", "index", "running", "seen", "reused", "step", "steps_count"),
         *("blind", "functions", "owners", "places", "repeats"),
         *(
@@ -90,7 +93,7 @@ class Track:
 
     def __init__(self, lanes: list[Lane | None], steps_count: int, common: Common):
         self.common = common
-        common.tracks.append(self)
+        common.tracks.add(self)
         self.lanes = lanes
         self.distinct_lanes = tuple(dict.fromkeys([lane for lane in lanes if lane is not None]))
         self.steps_count = steps_count
@@ -100,7 +103,7 @@ class Track:
         self.seen = self.reused = 0  # calls of this pass
         self.blind = False  # calls cannot be told apart and some were skipped: compute for the rest of the run
         self.repeats = False  # one module serves several calls: modules do not tell calls apart
-        self.functions: list[Any] = [None] * len(lanes)
+        self.functions: list[Any] = [_UNSEEN] * len(lanes)
         self.forget_modules()
         self.forget()
 

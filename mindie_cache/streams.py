@@ -77,7 +77,7 @@ class BlockStreams:
             self._refuse(features, inputs)
         if not isinstance(output, tuple | list):
             return features, _bare
-        return features, type(output)
+        return features, getattr(type(output), "_make", type(output))  # _make: a named tuple
 
     def _refuse(self, features: Features, inputs: Features) -> None:
         """Raise unless the output is legal: the default convention allows fewer outputs than inputs."""

@@ -1,0 +1,149 @@
+"""`mindie-cache`: turns arguments into calls and errors into one line. Owns no behaviour of its own."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mindie_cache.errors import ConfigError, ParametersInvalid
+from mindie_cache.version import __version__
+
+EXIT_OK, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 2, 130
+
+_DEMO_TEXT = """\
+Generate the same prompts with the same seeds without a cache and with every caching method at several strengths, and
+compare speed and likeness. It runs a small text-to-video transformer that is part of the package, on any device.
+
+It prints a table and writes to the folder given by --out:
+  contact_sheet.png  a frame of every video beside its difference to the uncached one
+  demo.gif           all videos, moving
+  results.json       every measurement, with versions, machine and arguments"""
+_DEMO_EXAMPLES = """\
+prompts are sentences "a <colour> <shape> moving <direction>":
+  colours     red green blue yellow magenta cyan
+  shapes      square circle triangle cross
+  directions  left right up down
+
+examples:
+  mindie-cache demo
+  mindie-cache demo --prompt "a cyan cross moving up" --seed 7
+  mindie-cache demo --steps 50 --repeats 8        more steps, steadier timings
+  mindie-cache demo --config mine.yaml            your settings beside the others
+  mindie-cache demo --config a.yaml --config b.json --only-config
+  mindie-cache demo --device cuda:1 --out out/gpu
+
+a configuration file holds the fields of a CacheConfig. For this model and 30 steps:
+  method: dit_block_cache    # or attention_cache, or adastep (then blocks_count: 1)
+  blocks_count: 12
+  steps_count: 30
+  step_start: 4              # the first steps shape the picture: compute them all
+  step_interval: 2           # then compute every 2nd step
+  step_end: 29               # and the last one"""
+_DOCTOR_TEXT = """\
+Say what is installed, which devices can be used, why others cannot, and which implementation of each op runs on them.
+Nothing is changed. The exit code is 0 whatever is found; put the output into bug reports."""
+_DOCTOR_EXAMPLES = """\
+examples:
+  mindie-cache doctor
+  mindie-cache doctor --json"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. Errors of the user are one line on stderr and exit code 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ConfigError, ParametersInvalid, OSError) as error:
+        print("mindie-cache: error:", " ".join(str(error).split()), file=sys.stderr)  # messages of parsers span lines
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("mindie-cache: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mindie-cache", description="Caching for diffusion-transformer inference on Ascend NPU, CUDA and CPU."
+    )
+    parser.add_argument("--version", action="version", version=f"mindie-cache {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_demo(commands)
+    _add_doctor(commands)
+    return parser
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="compare the caching methods on a small video model: a table and pictures",
+        description=_DEMO_TEXT,
+        epilog=_DEMO_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--prompt", action="append", default=[], metavar="TEXT", help="what to generate; repeat for several (default: a mix)"
+    )
+    add("--steps", type=int, metavar="N", help="denoising steps of the uncached run, at least 4 (default: 30)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the first video; the others count on (default: 0)")
+    add("--repeats", type=int, metavar="N", help="batches of prompts, each run under every setting (default: 4)")
+    add(
+        "--config",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="YAML or JSON CacheConfig to add; repeatable",
+    )
+    add("--only-config", action="store_true", help="compare only the --config files with uncached")
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, npu, npu:0 (default: auto, the best)")
+    add("--out", type=Path, default=Path("out/demo"), metavar="FOLDER", help="where files go (default: out/demo)")
+    add("--quick", action="store_true", help="a smoke run of seconds: 12 steps, 2 prompts, 1 repetition, 5 settings")
+    parser.set_defaults(run=_demo)
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="what is installed, which devices work, which ops run by what",
+        description=_DOCTOR_TEXT,
+        epilog=_DOCTOR_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    parser.set_defaults(run=_doctor)
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from mindie_cache import device, testbed
+    from mindie_cache.demo import DemoOptions, run_demo
+    from mindie_cache.demo.table import summary
+
+    options = DemoOptions(
+        prompts=tuple(arguments.prompt),
+        steps=arguments.steps,
+        seed=arguments.seed,
+        repeats=arguments.repeats,
+        configs=tuple(arguments.config),
+        only_config=arguments.only_config,
+        quick=arguments.quick,
+        out=arguments.out,
+    )
+    model = testbed.load_testbed(device.resolve(arguments.device))
+    outcomes = run_demo(options, model)
+    print(summary(outcomes))
+    print(f"\npictures and results.json are in {options.out}")
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from mindie_cache.doctor import diagnose
+
+    diagnosis = diagnose()
+    print(diagnosis.to_json() if arguments.json else diagnosis)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,294 @@
+"""The demo: what it compares, that its numbers are right, its files, and that the model stays as it was."""
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+from mindie_cache import CacheAgent, CacheConfig, ConfigError, ParametersInvalid
+from mindie_cache.demo import Batch, DemoOptions, attached, compare, default_settings, psnr, run_demo, ssim
+from mindie_cache.demo.attach import ATTENTION, BLOCK, FORWARD
+from mindie_cache.demo.options import QUICK_PROMPTS, QUICK_STEPS
+from mindie_cache.demo.plan import LEAST_STEPS, Setting, default_prompts, quick_settings, read_settings, uncached
+from mindie_cache.demo.runner import run_sample
+from mindie_cache.demo.table import summary
+from mindie_cache.demo.work import operations, share_computed
+from mindie_cache.recipes import bypass_reason
+from mindie_cache.testbed import TestbedConfig, TestbedTransformer, all_prompts
+
+BLOCKS = 3
+PROMPT = "a red square moving left"
+BATCH = Batch((PROMPT, "a cyan cross moving up"), (0, 1))
+
+
+@pytest.fixture
+def model():
+    """Random weights, none of them silent."""
+    torch.manual_seed(0)
+    transformer = TestbedTransformer(TestbedConfig(patch=(4, 8, 8), dim=24, blocks=BLOCKS, heads=2))
+    for weight in transformer.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    return transformer.eval().requires_grad_(False)
+
+
+def caches(model):
+    return [place.cache for place in (model, *model.transformer_blocks)]
+
+
+def block_cache(steps=6, **fields):
+    return CacheConfig("dit_block_cache", BLOCKS, steps, **{"step_start": 1, "step_interval": 2, **fields})
+
+
+# ------------------------------------------------------------------------------------------------ metrics
+
+
+def test_psnr_of_a_constant_error():
+    reference = torch.full((2, 3, 4, 5, 3), 0.5)
+    shifted = reference + torch.tensor([0.1, 0.01])[:, None, None, None, None]
+    assert psnr(shifted, reference) == pytest.approx([20.0, 40.0], abs=1e-4)
+    assert psnr(reference, reference) == [math.inf, math.inf]
+
+
+def test_ssim_of_flat_pictures_is_their_luminance_term():
+    dark, bright = torch.full((1, 2, 16, 16, 3), 0.2), torch.full((1, 2, 16, 16, 3), 0.6)
+    expected = (2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4)
+    assert ssim(dark, bright) == pytest.approx([expected], abs=1e-6)
+    assert ssim(dark, dark) == pytest.approx([1.0])
+
+
+def test_ssim_of_one_window_by_the_formula():
+    """Frames of 11 by 11 pixels have one window: weighted moments, summed in plain Python."""
+    generator = torch.Generator().manual_seed(3)
+    x, y = torch.rand(2, 1, 2, 11, 11, 3, generator=generator)
+    bell = [math.exp(-((i - 5) ** 2) / (2 * 1.5**2)) for i in range(11)]
+    weights = {(i, k): bell[i] * bell[k] / sum(bell) ** 2 for i in range(11) for k in range(11)}
+    values = []
+    for frame, channel in itertools.product(range(2), range(3)):
+        p, q = x[0, frame, :, :, channel].tolist(), y[0, frame, :, :, channel].tolist()
+        mean_p = sum(w * p[i][k] for (i, k), w in weights.items())
+        mean_q = sum(w * q[i][k] for (i, k), w in weights.items())
+        variance_p = sum(w * (p[i][k] - mean_p) ** 2 for (i, k), w in weights.items())
+        variance_q = sum(w * (q[i][k] - mean_q) ** 2 for (i, k), w in weights.items())
+        shared = sum(w * (p[i][k] - mean_p) * (q[i][k] - mean_q) for (i, k), w in weights.items())
+        luminance = (2 * mean_p * mean_q + 1e-4) / (mean_p**2 + mean_q**2 + 1e-4)
+        values.append(luminance * (2 * shared + 9e-4) / (variance_p + variance_q + 9e-4))
+    assert ssim(x, y) == pytest.approx([sum(values) / 6], abs=1e-9)
+
+
+# ------------------------------------------------------------------------------------------------ plan
+
+
+@pytest.mark.parametrize(("steps", "blocks"), [(LEAST_STEPS, 1), (5, 2), (6, 3), (9, 12), (30, 12), (50, 40)])
+def test_settings_are_valid_for_any_size(steps, blocks):
+    settings = default_settings(steps, blocks)
+    assert len({setting.name for setting in settings}) == len(settings)
+    for setting in settings:
+        assert setting.steps >= 1
+        assert [bypass_reason(config.validated()) for config in setting.configs] == [""] * len(setting.configs)
+        assert all(config.steps_count == steps for config in setting.configs)
+
+
+def test_every_method_is_in_the_demo_and_in_its_quick_form():
+    for settings in (default_settings(30, 12), quick_settings(30, 12)):
+        methods = {config.method for setting in settings for config in setting.configs}
+        assert methods == {"dit_block_cache", "attention_cache", "adastep"}
+        assert any(not setting.configs and setting.steps < 30 for setting in settings)  # the honest baseline
+
+
+def test_default_prompts_are_valid_and_cover_much():
+    prompts = [prompt for batch in range(4) for prompt in default_prompts(batch, 6)]
+    assert set(prompts) <= set(all_prompts())
+    assert len(set(prompts)) == 24
+    assert all(len({prompt.split()[1] for prompt in default_prompts(batch, 6)}) == 6 for batch in range(4))
+
+
+def test_no_seed_comes_twice():
+    seeds = [seed for batch in DemoOptions(seed=5).batches() for seed in batch.seeds]
+    assert seeds == list(range(5, 29))
+    assert DemoOptions(prompts=(PROMPT,), repeats=3).batches() == [Batch((PROMPT,), (seed,)) for seed in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"steps": 3}, ConfigError, "steps=3 .*from 4"),
+        ({"repeats": 0}, ConfigError, "repeats=0"),
+        ({"seed": -1}, ConfigError, "seed=-1"),
+        ({"only_config": True}, ConfigError, "--config"),
+        ({"prompts": (PROMPT, "a red dog moving left")}, ParametersInvalid, r"\['dog'\].*square"),
+    ],
+)
+def test_options_are_checked(fields, error, message):
+    with pytest.raises(error, match=message):
+        DemoOptions(**fields)
+
+
+def test_configurations_from_files(tmp_path):
+    block_cache(step_end=5).to_yaml(tmp_path / "mine.yaml")
+    CacheConfig("adastep", 1, 6).to_json(tmp_path / "mine.json")
+    names = [setting.name for setting in read_settings([tmp_path / "mine.yaml", tmp_path / "mine.json"], 6, BLOCKS)]
+    assert names == ["mine", "mine #2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.yaml", None, "cannot be read: No such file"),
+        ("a.toml", "", "Allowed: .json, .yaml, .yml"),
+        ("a.yaml", "method: dit_block_cache\nblocks_count: 4\nsteps_count: 6", "blocks_count=4 .*Set blocks_count: 3"),
+        ("a.yaml", "method: adastep\nblocks_count: 1\nsteps_count: 7", "steps_count=7 .*Set steps_count: 6 .*--steps"),
+        ("a.json", '{"method": "adastep", "block_count": 1}', "Did you mean 'blocks_count'"),
+        ("a.json", "{", "not valid JSON"),
+        ("a.yaml", "- method", "mapping"),
+    ],
+)
+def test_wrong_configuration_files(tmp_path, name, text, message):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_settings([tmp_path / name], 6, BLOCKS)
+
+
+# ------------------------------------------------------------------------------------------------ attach
+
+
+def test_each_method_goes_to_its_place_and_away_again(model):
+    configs = [block_cache(), CacheConfig("attention_cache", BLOCKS, 6, 1, 2), CacheConfig("adastep", 1, 6)]
+    with attached(model, configs) as on:
+        assert [agent.config for agent in on.agents] == [config.validated() for config in configs]
+        assert caches(model) == [on.agents[0], *[on.agents[1]] * BLOCKS]
+        assert on.forward_cache is on.agents[2]
+    assert caches(model) == [None] * (1 + BLOCKS)
+
+
+def test_a_cache_that_was_there_comes_back_also_after_an_error(model):
+    mine = model.cache = CacheAgent(block_cache())
+
+    def fail(*args):
+        raise RuntimeError("out of memory")
+
+    model.transformer_blocks[1].attn.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run_sample(model, Setting("all", "", 6, (CacheConfig("attention_cache", BLOCKS, 6, 1, 2),)), BATCH)
+    assert caches(model) == [mine, *[None] * BLOCKS]
+
+
+def test_two_caches_for_the_same_calls(model):
+    with pytest.raises(ConfigError, match="Keep one of each kind"), attached(model, [block_cache(), block_cache()]):
+        pass
+    assert caches(model) == [None] * (1 + BLOCKS)
+
+
+# ------------------------------------------------------------------------------------------------ measurements
+
+
+def test_operations_are_those_of_the_layers(model):
+    """Matrix products of one block by hand: two streams of tokens through their layers, and attention over both."""
+    cost, dim, video, text = operations(model.config), 24, 2 * 3 * 3, 5
+    projections = 2 * (video + text) * dim * (3 * dim + dim)  # to_qkv and to_out
+    attention = 2 * 2 * (video + text) ** 2 * dim  # scores and their use
+    feed_forward = 2 * (video + text) * 2 * dim * 4 * dim
+    assert cost[ATTENTION] == projections + attention
+    assert cost[BLOCK] == projections + attention + feed_forward
+    assert cost[FORWARD] > BLOCKS * cost[BLOCK]
+
+
+@pytest.mark.parametrize("setting", [uncached(8), *default_settings(8, BLOCKS)], ids=lambda setting: setting.name)
+def test_share_computed_agrees_with_the_calls_that_were_made(model, setting):
+    """Hooks on the modules count what ran: the forwards, the attentions, and the rest of the blocks."""
+    counts = dict.fromkeys(("forward", "attention", "rest"), 0)
+
+    def count(name):
+        def hook(*args):
+            counts[name] += 1
+
+        return hook
+
+    model.register_forward_hook(count("forward"))
+    for block in model.transformer_blocks:
+        block.attn.register_forward_hook(count("attention"))
+        block.ff.register_forward_hook(count("rest"))
+    cost = operations(model.config)
+    sample = run_sample(model, setting, BATCH)
+    rest = cost[BLOCK] - cost[ATTENTION]
+    done = counts["attention"] * cost[ATTENTION] + counts["rest"] * rest
+    done += counts["forward"] * (cost[FORWARD] - BLOCKS * cost[BLOCK])
+    expected = done / (2 * 8 * cost[FORWARD])
+    assert share_computed(cost, sample.reports, setting.steps, 8) == pytest.approx(expected)
+    assert expected == 1 if setting.name == "uncached" else expected <= 1
+
+
+def test_compare_measures_likeness_to_the_uncached_run_of_the_same_batch(model):
+    off = Setting("off", "", 6, (block_cache(step_interval=1),))
+    some = Setting("some", "", 6, (block_cache(),))
+    steps = []
+    reference, same, other = compare(model, [uncached(6), off, some], [BATCH, BATCH, BATCH], steps.append)
+    order = ["uncached", "off", "some"]
+    assert steps == [name for names in (order, order[::-1], order) for name in names for _ in range(6)]
+    assert reference.ratios == [1.0] * 3
+    assert same.psnr == [math.inf] * 6
+    assert same.share == 1.0
+    assert "step_interval=1" in same.notes[0]
+    assert other.psnr == psnr(other.videos, reference.videos) * 3
+    assert all(value < 100 for value in other.psnr)
+    assert other.ratios == [a / b for a, b in zip(reference.seconds, other.seconds, strict=True)]
+    assert other.bytes_peak > 0
+    text = summary([reference, same, other])
+    assert "same" in text
+    assert "##.#.#  blocks" in text
+    assert "note: off: dit_block_cache is off" in text
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def test_the_demo_writes_its_files(model, tmp_path):
+    block_cache(steps=QUICK_STEPS).to_yaml(tmp_path / "mine.yaml")
+    run_demo(DemoOptions(quick=True, configs=(tmp_path / "mine.yaml",), out=tmp_path / "new" / "out"), model)
+    assert caches(model) == [None] * (1 + BLOCKS)
+    sheet, gif, results = (tmp_path / "new" / "out" / name for name in ("contact_sheet.png", "demo.gif", "results.json"))
+    with Image.open(sheet) as picture:
+        assert picture.format == "PNG"
+        assert picture.width > picture.height / 2 > 200
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 100
+    with Image.open(gif) as picture:
+        assert (picture.n_frames, picture.info["loop"]) == (model.config.frames, 0)
+    found = json.loads(results.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    names = [entry["name"] for entry in found["settings"]]
+    assert names == ["uncached", *(setting.name for setting in quick_settings(QUICK_STEPS, BLOCKS)), "mine"]
+    assert found["versions"]["torch"] == torch.__version__.split("+")[0] or found["versions"]["torch"] == torch.__version__
+    assert (found["device"], found["arguments"]["steps"], found["arguments"]["configs"]) == (
+        "cpu",
+        QUICK_STEPS,
+        ["mine.yaml"],
+    )
+    assert [len(batch["prompts"]) for batch in found["batches"]] == [QUICK_PROMPTS]
+    reference, mine = found["settings"][0], found["settings"][-1]
+    assert (reference["psnr_db"], reference["ssim"], reference["speedup"]) == (None, pytest.approx(1.0), 1.0)
+    assert mine["configs"] == [block_cache(steps=QUICK_STEPS).to_dict()]
+    assert [cache["steps"] for cache in mine["caches"]] == [
+        dict.fromkeys(("cond", "uncond"), "##" + ".#" * (QUICK_STEPS // 2 - 1))
+    ]
+    for entry in found["settings"]:
+        assert len(entry["seconds"]) == 1
+        assert all(len(entry[key]) == QUICK_PROMPTS for key in ("psnr_db_per_video", "ssim_per_video", "right_per_video"))
+
+
+def test_long_names_many_prompts_and_only_configurations(model, tmp_path):
+    path = tmp_path / f"{'a_long_name_' * 9}.json"
+    block_cache(steps=4).to_json(path)
+    prompts = tuple(all_prompts()[:8])
+    outcomes = run_demo(
+        DemoOptions(prompts=prompts, steps=4, repeats=1, configs=(path,), only_config=True, out=tmp_path), model
+    )
+    assert [len(outcome.psnr) for outcome in outcomes] == [8, 8]
+    assert (tmp_path / "contact_sheet.png").stat().st_size > 1000
+
+
+def test_a_folder_that_cannot_be_made(model, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be made"):
+        run_demo(DemoOptions(quick=True, out=tmp_path / "file" / "out"), model)
