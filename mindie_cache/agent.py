@@ -79,13 +79,10 @@ class CacheAgent:
             index = track.index
             if function is not track.functions[index]:
                 track, index = self._place(scope, track, function)
-            track.running = True
             result = self._call(track, index, function, args, kwargs)
         except BaseException:
             scope.run.restart()
             raise
-        track.running = False
-        track.seen += 1
         index += 1
         if index < len(track.lanes):
             track.index = index
@@ -118,6 +115,7 @@ class CacheAgent:
         return track
 
     def _finish(self, scope: Scope, track: Track) -> None:
+        track.index = len(track.lanes)
         track.close_pass(scope.branch)
         if track.step == self.config.steps_count - 1:
             track.forget()
@@ -163,6 +161,7 @@ class CacheAgent:
         elif place == index - 1 and known is None:
             track.repeats = True
         elif place > index:  # an outer cache skipped the calls between
+            track.missed += place - index
             track.index = index = place
         else:
             return self._interrupted(scope, track, function, index - place), 0

@@ -130,6 +130,10 @@ def run(request: Hashable = None) -> Iterator[Run]:
     With `request`: a named run that can be left and entered again, so that a server can interleave requests step by step;
     it is released after its last step, after an exception, and by `forget_request`.
     """
+    if not isinstance(request, Hashable):
+        raise ParametersInvalid(
+            f"run(request={request!r}): a request is named by a hashable value, e.g. a string or a number."
+        )
     outer = _scope.get()
     if outer is not None and not outer.run.explicit:
         outer.run.restart()  # whatever was counted before is over
@@ -172,7 +176,9 @@ def branch(name: str = DEFAULT_BRANCH, *, step: int | None = None, timestep: flo
         raise ParametersInvalid(
             f"branch(step={step!r}): the step is a whole number from 0. Leave it out to have it counted."
         )
-    if timestep is not None and not isinstance(timestep, int | float):
+    if step is not None and timestep is not None:
+        raise ParametersInvalid(f"branch(step={step}, timestep={timestep}): both tell the step. Give one of them.")
+    if isinstance(timestep, bool) or not isinstance(timestep, int | float | None):
         raise ParametersInvalid(
             f"branch(timestep={type(timestep).__name__}): needs a Python number, because reading a tensor would "
             "synchronise the device. Pass float(timestep) once per step, or step=."

@@ -60,7 +60,7 @@ class CacheConfig:
                 f"block_end={self.block_end} is past the last block: blocks_count={self.blocks_count}. "
                 f"Use block_end<={self.blocks_count} (half-open)."
             )
-        if self.placement not in PLACEMENTS:
+        if not isinstance(self.placement, str) or self.placement not in PLACEMENTS:
             raise ConfigError(f"placement={self.placement!r} is not known. {did_you_mean(self.placement, PLACEMENTS)}")
         checked = replace(self, options=self._typed_options(), streams=self._checked_streams())
         checked.options.check(checked)
@@ -116,7 +116,7 @@ class CacheConfig:
 
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not valid YAML: {error}") from None
         return cls._from_file(values, path)
 
@@ -125,7 +125,7 @@ class CacheConfig:
         """Read and validate a JSON file."""
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not valid JSON: {error}") from None
         return cls._from_file(values, path)
 

@@ -85,7 +85,7 @@ class Engine:
         """A call that is a region of its own: an attention, a whole forward."""
         lane = track.lanes[index]
         if lane is None:
-            return function(*args, **kwargs)
+            return _execute(track, function, args, kwargs)
         if not track.decided:
             self.decide(track, lane, args, kwargs)
         history = lane.history
@@ -93,7 +93,7 @@ class Engine:
             track.reused += 1
             # Before a step that is computed for certain nobody needs the snapshot again, so no copy is needed either.
             return lane.rebuild(history.take() if track.give_away else self.predict(track, lane, None))
-        result = function(*args, **kwargs)
+        result = _execute(track, function, args, kwargs)
         if track.keep:
             outputs, lane.rebuild = self._streams.split(result, ())
             history.push(track.step, tuple([own(out) for out in outputs]))
@@ -110,31 +110,26 @@ class Engine:
             steps = lane.history.steps
             lane.reuse = track.reuse and len(steps) >= self._warmup and steps[-1] >= track.since
         inputs, args = self._streams.take(args, kwargs)
-        if lane is None:
-            result = function(*args, **kwargs)
-            self._streams.split(result, inputs)
-            return result
-        if lane.reuse:
+        if lane is not None and lane.reuse:
             track.reused += 1
             return self._skip(track, lane, index, inputs)
-        if track.keep and index == lane.start:
+        if lane is not None and track.keep and index == lane.start:
             lane.reference = tuple([own(item) for item in inputs])
-        result = function(*args, **kwargs)
+        result = _execute(track, function, args, kwargs)
         outputs, rebuild = self._streams.split(result, inputs)
-        if index == lane.last and lane.reference:
-            lane.rebuild = rebuild
+        if lane is not None and index == lane.last and lane.reference:
+            lane.rebuild, lane.width = rebuild, len(outputs)
             self.record(track, lane, outputs)
         return result
 
     def _skip(self, track: Track, lane: Lane, index: int, inputs: Features) -> Any:
         """The first call of a reused span returns X, the inner calls what they were given, the last one X again."""
-        streams = lane.history.streams
+        if lane.start < index < lane.last:
+            return lane.rebuild(inputs[: lane.width])
         if index == lane.start:
-            lane.reference = inputs[:streams]
+            lane.reference = inputs[: lane.width]
             lane.estimate = self.predict(track, lane, lane.reference)
             lane.versions = tuple([_version(item) for item in lane.estimate]) if lane.start != lane.last else ()
-        elif index != lane.last:
-            return lane.rebuild(inputs[:streams])
         elif lane.versions != tuple([_version(item) for item in lane.estimate]) or None in lane.versions:
             lane.estimate = self.predict(track, lane, lane.reference)  # X was changed in place on the way
         result = lane.rebuild(lane.estimate)
@@ -166,7 +161,19 @@ class Engine:
         lane.history.push(track.step, features)
 
 
+def _execute(track: Track, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    track.running = True  # so that the clock knows calls of other agents to be nested in this one
+    result = function(*args, **kwargs)
+    track.running = False
+    return result
+
+
 def _residual(output: Any, reference: Any) -> Any:
+    if isinstance(output, torch.Tensor) != isinstance(reference, torch.Tensor):
+        raise ModelExecError(
+            f"A stream enters the cached block range as {type(reference).__name__} and leaves as {type(output).__name__}. "
+            "A cached block returns its streams as they came, e.g. (hidden_states, encoder_hidden_states)."
+        )
     if not isinstance(output, torch.Tensor):
         return output - reference
     if output.shape != reference.shape:

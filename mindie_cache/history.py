@@ -45,10 +45,6 @@ class History:
         self._size = 0  # bytes of one snapshot
 
     @property
-    def streams(self) -> int:
-        return len(self._kept[-1])
-
-    @property
     def nbytes(self) -> int:
         return len(self.steps) * self._size
 

@@ -46,12 +46,25 @@ class Common:
 class Lane:
     """One span in one branch of one run: its history, and what is in flight while the span is passed."""
 
-    __slots__ = ("casts", "estimate", "history", "last", "rebuild", "reference", "reuse", "signature", "start", "versions")
+    __slots__ = (
+        "casts",
+        "estimate",
+        "history",
+        "last",
+        "rebuild",
+        "reference",
+        "reuse",
+        "signature",
+        "start",
+        "versions",
+        "width",
+    )
 
     def __init__(self, start: int, last: int, history: History):
         self.start = start
         self.last = last
         self.history = history
+        self.width = 0  # streams of the block's output
         self.rebuild: Callable[[Features], Any] = tuple  # from streams to the form of the block's output
         self.casts: tuple[torch.dtype | None, ...] = ()  # output dtypes, if they are not those of the reference
         self.drop()
@@ -74,7 +87,7 @@ class Track:
 
     __slots__ = (
         "__weakref__",
-        *("common", "index", "running", "seen", "reused", "step", "steps_count"),
+        *("common", "index", "missed", "reused", "running", "step", "steps_count"),
         *("blind", "functions", "owners", "places", "repeats"),
         *(
             "decided",
@@ -99,8 +112,8 @@ class Track:
         self.steps_count = steps_count
         self.step = -1
         self.index = 0  # of the next call; 0 between passes
-        self.running = False  # inside a call
-        self.seen = self.reused = 0  # calls of this pass
+        self.running = False  # executing a call
+        self.missed = self.reused = 0  # of this pass: calls that an outer cache skipped, calls not executed
         self.blind = False  # calls cannot be told apart and some were skipped: compute for the rest of the run
         self.repeats = False  # one module serves several calls: modules do not tell calls apart
         self.functions: list[Any] = [_UNSEEN] * len(lanes)
@@ -136,10 +149,9 @@ class Track:
 
     def close_pass(self, branch: str) -> None:
         """Write the pass under way into the log."""
-        if self.seen:
-            record = StepRecord(branch, self.step, self.seen, self.reused, self.reason)
-            self.common.log.add(record, self.common.nbytes)
-        self.seen = self.reused = self.index = 0
+        record = StepRecord(branch, self.step, self.index - self.missed, self.reused, self.reason)
+        self.common.log.add(record, self.common.nbytes)
+        self.missed = self.reused = self.index = 0
 
     def release(self, last_step: int | None) -> None:
         self.forget()

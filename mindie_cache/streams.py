@@ -81,6 +81,8 @@ class BlockStreams:
 
     def _refuse(self, features: Features, inputs: Features) -> None:
         """Raise unless the output is legal: the default convention allows fewer outputs than inputs."""
+        if not features:
+            raise ModelExecError("The block returned an empty tuple. A cached block returns its streams; check the block.")
         if any(feature is None for feature in features):
             raise ModelExecError(
                 "The block returned None. A cached block returns its streams, e.g. (hidden_states, encoder_hidden_states); "

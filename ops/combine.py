@@ -20,8 +20,10 @@ def combine(
     Returns:
         A tensor in the reference's dtype (the snapshots' if there is none). Sums of bf16 and fp16 are taken in fp32.
     """
-    if len(snapshots) != len(weights):
-        raise ValueError(f"combine: {len(snapshots)} snapshots but {len(weights)} weights.")
+    if not snapshots or len(snapshots) != len(weights):
+        raise ValueError(f"combine: {len(snapshots)} snapshots but {len(weights)} weights; needs one weight per snapshot.")
+    if reference is not None and reference.shape != snapshots[-1].shape:  # a broadcast here would be a silent error
+        raise ValueError(f"combine: shapes differ, {tuple(snapshots[-1].shape)} and {tuple(reference.shape)}.")
     if weights[-1] == 1.0 and not any(weights[:-1]):  # hold: one copy, or one addition
         snapshot = snapshots[-1]
         if reference is None:

@@ -22,7 +22,7 @@ from mindie_cache import CacheAgent, CacheConfig
 NAMES = ("hidden_states", "encoder_hidden_states")
 
 
-class Aborted(Exception):
+class AbortedError(Exception):
     """Raised inside a block."""
 
 
@@ -152,7 +152,7 @@ def drive(agent: CacheAgent, setting: Setting, now: Pass, streams: tuple[Any, ..
 
         def block(*inputs: Any, call: int = call) -> Any:
             if call == now.fails_at:
-                raise Aborted
+                raise AbortedError
             outputs = tuple(dress(v, now.shape) for v in now.block(call, tuple(bare(i) for i in inputs)))
             return outputs if setting.streams == 2 else outputs[0]
 
@@ -252,7 +252,7 @@ def compare(setting: Setting, generations: list[tuple[bool, list[Pass]]], dress:
                             assert all(close(a, b, exact) for a, b in pairs), (now, got, wanted)
                 if passes[-1].fails_at is not None and not explicit:
                     agent.reset()  # the call that was to fail was skipped: the caller gives up between two calls instead
-            except Aborted:
+            except AbortedError:
                 pass
 
 

@@ -130,9 +130,7 @@ def joint_inputs(steps: int, seed: int = 0, smooth: bool = True) -> list[dict[st
     hidden, change = (torch.randn(1, 6, 16, generator=generator) for _ in range(2))
     encoder = torch.randn(1, 3, 16, generator=generator)
     times = [0.05 * step if smooth else 0.0 for step in range(steps)]
-    return [
-        dict(hidden_states=hidden + t * change, encoder_hidden_states=encoder, temb=torch.full((16,), t)) for t in times
-    ]
+    return [dict(hidden_states=hidden + t * change, encoder_hidden_states=encoder, temb=torch.full((16,), t)) for t in times]
 
 
 def plain(value: Any) -> Any:
@@ -163,9 +161,7 @@ def block_rows(
     return [block_step(agent, blocks, step, offset + step) for step in steps]
 
 
-def call_rows(
-    agent: CacheAgent, functions: Sequence[Callable[..., Any]], steps: int | Sequence[int]
-) -> list[list[Any]]:
+def call_rows(agent: CacheAgent, functions: Sequence[Callable[..., Any]], steps: int | Sequence[int]) -> list[list[Any]]:
     """One generation of attention calls on a tensor."""
     steps = range(steps) if isinstance(steps, int) else steps
     return [[plain(agent.apply(f, torch.zeros(1), step=float(step)))[0] for f in functions] for step in steps]
