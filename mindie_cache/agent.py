@@ -6,9 +6,7 @@ import itertools
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from typing import Any
-from weakref import WeakSet, finalize
-
-import torch
+from weakref import WeakKeyDictionary, ref
 
 from mindie_cache import clock
 from mindie_cache.clock import Scope, current_scope, get_scope
@@ -16,6 +14,7 @@ from mindie_cache.config import CacheConfig
 from mindie_cache.engine import Engine
 from mindie_cache.errors import ConfigError, ParametersInvalid, WarnOnce
 from mindie_cache.lanes import Common, Track, find_common
+from mindie_cache.layout import Layout, Surprise
 from mindie_cache.recipes import METHODS, bypass_reason
 from mindie_cache.report import Log, Report
 
@@ -45,10 +44,9 @@ class CacheAgent:
         self._group = process_group
         self._note = bypass_reason(self.config)
         self._key = next(_keys)
-        self._scopes: WeakSet[Scope] = WeakSet()
+        self._tracks: WeakKeyDictionary[Scope, Track] = WeakKeyDictionary()
         self._latest: Common | None = None
         self._warn = WarnOnce()
-        finalize(self, _forget, self._scopes, self._key)
         if self._note:
             self._warn("off", f"{self.config.method} is off and every call is forwarded. {self._note}.")
             return
@@ -73,11 +71,12 @@ class CacheAgent:
             return _checked(function)(*args, **kwargs)
         scope = get_scope() or current_scope()
         try:
-            track = scope.cursors.get(self._key)
+            found = scope.cursors.get(self._key)
+            track: Track | None = None if found is None else found()
             if track is None or not track.index or track.step != scope.run.step:
                 track = self._begin(scope)
             index = track.index
-            if function is not track.functions[index]:
+            if function is not track.layout.functions[index]:
                 track, index = self._place(scope, track, function)
             result = self._call(track, index, function, args, kwargs)
         except BaseException:
@@ -95,7 +94,7 @@ class CacheAgent:
     def _begin(self, scope: Scope) -> Track:
         """Start a pass: settle its step, and make a new track if this is a new run or branch."""
         run, key = scope.run, self._key
-        track = scope.cursors.get(key)
+        track = scope.cursor(key)
         if track is not None and track.index:
             self._cut_short(scope, track)
         step = run.next_step(key, track)
@@ -104,14 +103,16 @@ class CacheAgent:
             track, step = None, 0
         if track is None:
             common = find_common(scope, key) or Common(self._warn)
-            track = scope.cursors[key] = self._engine.new_track(common)
+            track = self._tracks[scope] = self._engine.new_track(common)
+            scope.cursors[key] = ref(track)
             self._latest = common
-            self._scopes.add(scope)
         run.step = step
         if step != track.step:
             track.step = step
             track.new_step()
         track.new_pass()
+        run.passes += 1
+        track.began = 0 if run.busy else run.passes
         return track
 
     def _finish(self, scope: Scope, track: Track) -> None:
@@ -124,16 +125,11 @@ class CacheAgent:
     def _cut_short(self, scope: Scope, track: Track) -> None:
         """The last pass ended early: an outer cache skipped its remaining calls, or it was interrupted."""
         track.close_pass(scope.branch)
-        if track.owners[0] is None or track.repeats:
-            track.blind = True
-            self._warn(
-                "blind",
-                f"A pass of {self.config.method} ended before its {self.config.blocks_count} calls, and its calls cannot be "
-                "told apart, so this run is computed. Pass modules to apply (not lambdas), and check blocks_count.",
-            )
+        if track.layout.is_blind:
+            self._go_blind(track, "ended before the pass was complete")
 
     def _start_afresh(self, run: clock.Run) -> None:
-        if run.explicit:
+        if run.explicit or run.told:
             self._warn(
                 "long run",
                 f"The run goes on after steps_count={self.config.steps_count} steps: starting afresh. "
@@ -142,42 +138,54 @@ class CacheAgent:
         run.restart()
 
     def _place(self, scope: Scope, track: Track, function: Callable[..., Any]) -> tuple[Track, int]:
-        """Find the call index of a function that is not the one seen at this place before.
-
-        Modules tell calls apart: those that an outer cache skipped, a pass that was interrupted and begins again, another
-        expert. Other callables are taken in the order in which they come.
-        """
-        index, owner = track.index, _owner(_checked(function))
-        known = track.owners[index]
-        place = track.places.get(owner)
-        if owner is None or owner is known or track.repeats:
-            track.functions[index] = function
-        elif place is None:
-            if known is not None:  # another expert took over
-                track.forget_modules()
-                track.forget()
-            track.functions[index] = function
-            track.owners[index], track.places[owner] = owner, index
-        elif place == index - 1 and known is None:
-            track.repeats = True
+        """Find the call index of a function that is not the one last seen at this place, and act on surprises."""
+        index = track.index
+        place = track.layout.find(index, _checked(function))
+        if place is Surprise.NEW:
+            track.forget()
+            track.layout = Layout(len(track.lanes))
+            track.layout.learn(index, function)
+        elif place is Surprise.SHIFTED:
+            first = track.layout.functions[0]
+            track = self._restart(scope)
+            track.layout.learn(0, first)
+            track.layout.learn(1, function)
+            track.index = track.missed = index = 1
+        elif place is Surprise.DISORDER:
+            self._go_blind(track, "come in another order than before")
         elif place > index:  # an outer cache skipped the calls between
             track.missed += place - index
             track.index = index = place
-        else:
+        elif place < index:
             return self._interrupted(scope, track, function, index - place), 0
         return track, index
 
     def _interrupted(self, scope: Scope, track: Track, function: Callable[..., Any], calls: int) -> Track:
         """A pass began again before its end, so the generation that it belonged to is over."""
-        if track.owners[track.index] is None:
+        if not track.layout.knows(track.index):
             self._warn(
                 "calls count",
                 f"A call of this pass came again after {calls} calls, but blocks_count={self.config.blocks_count}. "
                 f"Set blocks_count={calls}, unless a generation was interrupted there.",
             )
+        return self._place(scope, self._restart(scope), function)[0]
+
+    def _restart(self, scope: Scope) -> Track:
+        """Drop what the interrupted generation left; a step that the caller told stays."""
+        step = scope.run.step if scope.run.told else None
         scope.run.restart()
-        track = self._begin(scope)
-        return self._place(scope, track, function)[0]
+        scope.run.tell(step, None)
+        return self._begin(scope)
+
+    def _go_blind(self, track: Track, how: str) -> None:
+        """Compute for the rest of the run: which call is which cannot be known."""
+        track.blind = True
+        track.forget()
+        self._warn(
+            "blind",
+            f"The calls of {self.config.method} {how} and cannot be told apart, so this run is computed. "
+            f"Pass modules to apply (not lambdas), and check blocks_count={self.config.blocks_count}.",
+        )
 
     # ------------------------------------------------------------------------------------------------ the run
 
@@ -193,8 +201,10 @@ class CacheAgent:
 
     def reset(self) -> None:
         """Drop everything that this agent keeps, in every run and thread: its next call is a first step."""
-        _forget(self._scopes, self._key)
-        self._scopes.clear()
+        for scope in [key() for key in self._tracks.keyrefs()]:
+            if scope is not None and (track := self._tracks.pop(scope, None)) is not None:
+                scope.cursors.pop(self._key, None)
+                track.release(None)
 
     def report(self) -> Report:
         """The run of this context, or else the run that this agent served last."""
@@ -240,16 +250,3 @@ def _checked(function: Any) -> Callable[..., Any]:
             "Call agent.apply(block, hidden_states=..., ...)."
         )
     return function
-
-
-def _owner(function: Callable[..., Any]) -> torch.nn.Module | None:
-    """The module behind a callable: itself, or the one whose bound method it is."""
-    candidate = getattr(function, "__self__", function)
-    return candidate if isinstance(candidate, torch.nn.Module) else None
-
-
-def _forget(scopes: WeakSet[Scope], key: int) -> None:
-    for scope in list(scopes):
-        track = scope.cursors.pop(key, None)
-        if track is not None:
-            track.release(None)

@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
+from weakref import ref
 
 from mindie_cache.errors import ParametersInvalid
 
@@ -19,11 +20,13 @@ DEFAULT_BRANCH = "cond"
 
 
 class Cursor(Protocol):
-    """Where one agent is: `step` of its current pass, next call `index`, and whether it is `running` inside a call."""
+    """Where one agent is: `step` of its current pass, next call `index`, whether it is `running` inside a call, and when its
+    pass `began`, in the order of all passes of the run (0: inside a call of another agent)."""
 
     step: int
     index: int
     running: bool
+    began: int
     steps_count: int
 
     def release(self, last_step: int | None) -> None:
@@ -31,14 +34,20 @@ class Cursor(Protocol):
 
 
 class Scope:
-    """One branch of one run. `cursors` maps an agent's key to what that agent keeps here."""
+    """One branch of one run. `cursors` maps an agent's key to what that agent keeps here; the agent owns it, so that the
+    clock of a thread keeps no model alive."""
 
     __slots__ = ("__weakref__", "branch", "cursors", "run")
 
     def __init__(self, run: Run, branch: str):
         self.run = run
         self.branch = branch
-        self.cursors: dict[int, Any] = {}  # of Cursor
+        self.cursors: dict[int, ref[Any]] = {}  # to Cursor
+
+    def cursor(self, key: int) -> Any:
+        """The Cursor of agent `key`, or None."""
+        found = self.cursors.get(key)
+        return found and found()
 
 
 class Run:
@@ -49,7 +58,7 @@ class Run:
     for some steps is at the right step; inside `run()` so is a second expert that takes over half-way.
     """
 
-    __slots__ = ("__weakref__", "_timestep", "_told", "explicit", "scopes", "step")
+    __slots__ = ("__weakref__", "_timestep", "explicit", "passes", "scopes", "step", "told")
 
     def __init__(self, *, explicit: bool):
         self.explicit = explicit  # opened by the caller, who says where it ends
@@ -58,7 +67,8 @@ class Run:
 
     def _rewind(self) -> None:
         self.step = -1
-        self._told = False  # inside `branch(step=...)` or `branch(timestep=...)`: nothing is counted
+        self.passes = 0
+        self.told = False  # inside `branch(step=...)` or `branch(timestep=...)`: nothing is counted
         self._timestep = math.inf
 
     def scope(self, branch: str = DEFAULT_BRANCH) -> Scope:
@@ -68,14 +78,25 @@ class Run:
         return found
 
     def _cursors(self) -> Iterator[Cursor]:
-        return (cursor for scope in self.scopes.values() for cursor in scope.cursors.values())
+        found = (cursor() for scope in self.scopes.values() for cursor in scope.cursors.values())
+        return (cursor for cursor in found if cursor is not None)
+
+    @property
+    def busy(self) -> bool:
+        """Whether an agent is inside a call."""
+        return any([cursor.running for cursor in self._cursors()])
+
+    @property
+    def done(self) -> bool:
+        """Whether every agent has done its last step."""
+        return all([not cursor.index and self.step >= cursor.steps_count - 1 for cursor in self._cursors()])
 
     def restart(self, *, finished: bool = False) -> None:
         """Start a new generation: every agent's state in every branch is dropped."""
         last_step = self.step if finished else None
+        for cursor in list(self._cursors()):
+            cursor.release(last_step)
         for scope in self.scopes.values():
-            for cursor in list(scope.cursors.values()):
-                cursor.release(last_step)
             scope.cursors.clear()
         self._rewind()
 
@@ -84,28 +105,37 @@ class Run:
         if step is not None:
             if step < self.step:
                 self.restart(finished=True)
-            self.step, self._told = step, True
+            self.step, self.told = step, True
         elif timestep is not None:
-            if timestep > self._timestep:
+            if timestep > self._timestep or (timestep < self._timestep and self.done):
                 self.restart(finished=True)
             if timestep != self._timestep or self.step < 0:
                 self.step += 1
-            self._timestep, self._told = timestep, True
+            self._timestep, self.told = timestep, True
 
     def next_step(self, key: int, cursor: Cursor | None) -> int | None:
         """Return the step of the pass that agent `key` begins now, or None if this call belongs to a new run."""
         if self.step < 0:
             return 0
-        if self._told:
+        if self.told:
             return self.step
         if cursor is not None and cursor.step == self.step:  # this pass was done already
-            return self.step + 1
-        if any(other.running for other in self._cursors()):  # nested in a call of another agent
+            return None if self._broken_off(cursor) else self.step + 1
+        if self.busy:  # nested in a call of another agent
             return self.step
-        mine = [scope.cursors[key].step for scope in self.scopes.values() if key in scope.cursors]
+        mine = [scope.cursor(key).step for scope in self.scopes.values() if scope.cursor(key)]
         if max(mine, default=-1) < self.step - 1:  # it sat out a step: a second expert, or another model
             return self.step + 1 if self.explicit else None
         return self.step
+
+    def _broken_off(self, cursor: Cursor) -> bool:
+        """Whether another branch or stack stopped inside its pass, after the last one of `cursor`: an interrupted run.
+
+        Passes inside a call of another agent may be cut short by that agent; in `run()` the caller says where a run ends.
+        """
+        if self.explicit or self.busy:
+            return False
+        return any([other.index and other.began > cursor.began for other in self._cursors()])
 
 
 _scope: ContextVar[Scope | None] = ContextVar("mindie_cache_scope", default=None)
@@ -147,8 +177,7 @@ def run(request: Hashable = None) -> Iterator[Run]:
         raise
     finally:
         _scope.reset(token)
-    done = all(not cursor.index and entered.step >= cursor.steps_count - 1 for cursor in entered._cursors())
-    if request is None or done:
+    if request is None or entered.done:
         entered.restart(finished=True)
         _requests.pop(request, None)
 
@@ -186,7 +215,7 @@ def branch(name: str = DEFAULT_BRANCH, *, step: int | None = None, timestep: flo
     if timestep is not None and not math.isfinite(timestep):
         raise ParametersInvalid(f"branch(timestep={timestep}): the timestep must be finite. Pass step= instead.")
     this_run = current_scope().run
-    told_outside = this_run._told
+    told_outside = this_run.told
     this_run.tell(step, timestep)
     scope = this_run.scope(name)
     token = _scope.set(scope)
@@ -194,4 +223,4 @@ def branch(name: str = DEFAULT_BRANCH, *, step: int | None = None, timestep: flo
         yield scope
     finally:
         _scope.reset(token)
-        this_run._told = told_outside  # the next call in this thread may be another model's, whose steps are counted
+        this_run.told = told_outside  # the next call in this thread may be another model's, whose steps are counted

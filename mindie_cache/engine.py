@@ -52,9 +52,10 @@ class Engine:
         else:
             if common.step != track.step:
                 self._decide_for_all(track, can_reuse, args, kwargs)
-            reuse, reason = common.reuse and can_reuse, common.reason
-            if common.reuse and not can_reuse:
-                reason = "no data"
+            fresh = can_reuse and track.since >= common.since  # this branch was there at the last computed step
+            reuse, reason = common.reuse and fresh, common.reason
+            if common.reuse and not fresh:
+                reason = "late refresh" if can_reuse else "no data"
         depth = self.recipe.predictor.depth
         track.decided, track.reuse, track.reason = True, reuse, reason
         track.keep = policy.worth_keeping(track.step, depth)
@@ -72,6 +73,8 @@ class Engine:
             agreed = all_agree(common.reuse, self.group, signal.device)
             if agreed != common.reuse:
                 common.reuse, common.reason = agreed, "ranks disagree"
+        if not common.reuse:
+            common.since = track.step
         if common.reason == "not finite":
             common.warn(
                 "not finite",

@@ -41,6 +41,9 @@ class WarnOnce:
     def __init__(self) -> None:
         self._given: set[str] = set()
 
+    def given(self, *kinds: str) -> bool:
+        return not self._given.isdisjoint(kinds)
+
     def __call__(self, kind: str, message: str) -> None:
         if kind not in self._given:
             self._given.add(kind)

@@ -11,9 +11,9 @@ import torch
 from mindie_cache.clock import Scope
 from mindie_cache.errors import WarnOnce
 from mindie_cache.history import Features, History
+from mindie_cache.layout import Layout
 from mindie_cache.report import Log, StepRecord
 
-_UNSEEN = object()
 Signature = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
 
 
@@ -26,7 +26,7 @@ def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
 class Common:
     """What the branches of one run share for one agent: the log, and the decision of a policy that is `shared`."""
 
-    __slots__ = ("log", "reason", "reuse", "state", "step", "tracks", "warn")
+    __slots__ = ("log", "reason", "reuse", "since", "state", "step", "tracks", "warn")
 
     def __init__(self, warn: WarnOnce):
         self.log = Log()
@@ -34,6 +34,7 @@ class Common:
         self.tracks: WeakSet[Track] = WeakSet()  # a track owns this, so that what it keeps dies with its scope
         self.state: Any = None
         self.step = -1  # that `reuse` and `reason` belong to
+        self.since = -1  # last step that was computed by this decision
         self.reuse = False
         self.reason = ""
 
@@ -86,22 +87,9 @@ class Track:
     """What one agent keeps for one branch of one run: its place (a clock.Cursor), its decision, its lanes."""
 
     __slots__ = (
-        "__weakref__",
-        *("common", "index", "missed", "reused", "running", "step", "steps_count"),
-        *("blind", "functions", "owners", "places", "repeats"),
-        *(
-            "decided",
-            "distinct_lanes",
-            "give_away",
-            "keep",
-            "lanes",
-            "reason",
-            "reuse",
-            "since",
-            "state",
-            "weights",
-            "weights_for",
-        ),
+        *("__weakref__", "began", "blind", "common", "distinct_lanes", "index", "lanes", "layout", "missed", "reused"),
+        *("running", "step", "steps_count"),
+        *("decided", "give_away", "keep", "reason", "reuse", "since", "state", "weights", "weights_for"),
     )
 
     def __init__(self, lanes: list[Lane | None], steps_count: int, common: Common):
@@ -113,16 +101,11 @@ class Track:
         self.step = -1
         self.index = 0  # of the next call; 0 between passes
         self.running = False  # executing a call
+        self.began = 0  # when this pass did, see clock.Cursor
         self.missed = self.reused = 0  # of this pass: calls that an outer cache skipped, calls not executed
-        self.blind = False  # calls cannot be told apart and some were skipped: compute for the rest of the run
-        self.repeats = False  # one module serves several calls: modules do not tell calls apart
-        self.functions: list[Any] = [_UNSEEN] * len(lanes)
-        self.forget_modules()
+        self.layout = Layout(len(lanes))
+        self.blind = False  # calls cannot be told apart: compute for the rest of the run
         self.forget()
-
-    def forget_modules(self) -> None:
-        self.owners: list[Any] = [None] * len(self.lanes)  # the module called at each index
-        self.places: dict[Any, int] = {}  # and the index of each module
 
     def forget(self) -> None:
         """Drop every kept feature and the policy's state: what follows is like a first step."""
@@ -155,7 +138,11 @@ class Track:
 
     def release(self, last_step: int | None) -> None:
         self.forget()
-        if last_step is not None and last_step < self.steps_count - 1:
+        if (
+            last_step is not None
+            and last_step < self.steps_count - 1
+            and not self.common.warn.given("long run", "calls count")
+        ):
             self.common.warn(
                 "short run",
                 f"A run ended after {last_step + 1} steps, but steps_count={self.steps_count}: its settings are meant for "
@@ -166,6 +153,7 @@ class Track:
 def find_common(scope: Scope, key: int) -> Common | None:
     """What the branches of this run share for agent `key`, if it was called in one of them."""
     for other in scope.run.scopes.values():
-        if key in other.cursors:
-            return other.cursors[key].common
+        track = other.cursor(key)
+        if track is not None:
+            return track.common
     return None

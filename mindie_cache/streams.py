@@ -30,6 +30,13 @@ class WholeOutput:
         if isinstance(output, torch.Tensor):
             return (output,), _bare
         leaves, form = pytree.tree_flatten(output)
+        for leaf in leaves:
+            if any([isinstance(value, torch.Tensor) for value in getattr(leaf, "__dict__", {}).values()]):
+                raise ModelExecError(
+                    f"The call returned a {type(leaf).__name__}, whose tensors cannot be kept: it is no form that PyTorch's "
+                    "pytree knows. Return tensors, tuples, lists or dictionaries, or register the class with "
+                    "torch.utils._pytree.register_pytree_node."
+                )
         return tuple(leaves), lambda features: pytree.tree_unflatten(list(features), form)
 
 

@@ -534,6 +534,14 @@ def test_two_stacks_whose_calls_alternate():
         assert [marks(agent) for agent in agents] == [SCHEDULE] * 2
 
 
+def test_a_refresh_without_the_last_block_of_the_range_is_made_up_for():
+    """The model leaves that block out at step 4, so there is no feature of step 4: step 5 must not reuse the one before."""
+    agent, blocks = block_agent(4, block_start=1, block_end=3), adds(1.0, 10.0, 100.0, 1000.0)
+    for step in range(STEPS):
+        block_step(agent, [block for block in blocks if not (step == 4 and block is blocks[2])], step, step)
+    assert marks(agent) == "##..##.#."
+
+
 # --- what may be passed to apply
 
 
