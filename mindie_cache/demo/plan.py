@@ -32,7 +32,9 @@ def uncached(steps: int) -> Setting:
 
 
 def default_settings(steps: int, blocks: int) -> list[Setting]:
-    """The settings of the full demo, gentle to strong for each method. The last step is computed: it is worth most.
+    """The settings of the full demo, gentle to strong for each method.
+
+    The last step is worth most: windows begin so that it is one of their refreshes.
 
     Args:
         steps: denoising steps, at least LEAST_STEPS.
@@ -40,29 +42,34 @@ def default_settings(steps: int, blocks: int) -> list[Setting]:
     """
     last, early, third = steps - 1, max(1, round(0.1 * steps)), max(1, steps // 3)
 
-    def block_cache(start: int, interval: int, margin: int = 0, **options: Any) -> CacheConfig:
-        return CacheConfig(
-            "dit_block_cache", blocks, steps, start, interval, last, margin, blocks - margin, options=options or None
-        )
+    def start(least: int, interval: int) -> int:
+        return min(least + (last - least) % interval, last - 2)
 
-    def attention_cache(interval: int) -> CacheConfig:
-        return CacheConfig("attention_cache", blocks, steps, early, interval, last - 1)  # step_end is reused, too
+    def block_cache(least: int, interval: int, margin: int = 0, **options: Any) -> CacheConfig:
+        window = (start(least, interval), interval, last, margin, blocks - margin)
+        return CacheConfig("dit_block_cache", blocks, steps, *window, options=options or None)
+
+    def attention_cache(interval: int, **options: Any) -> CacheConfig:
+        window = (start(early, interval), interval, last - 1)  # this method reuses step_end, too
+        return CacheConfig("attention_cache", blocks, steps, *window, options=options or None)
 
     def adastep(threshold: float, limit: int) -> CacheConfig:
         return CacheConfig("adastep", 1, steps, options={"skip_thr": threshold, "max_skip_steps": limit})
 
     gentle = block_cache(third, 2, margin=min(1, (blocks - 1) // 2))
+    both = (gentle, attention_cache(2, order=1))
     return [
         *(Setting(f"{few} steps", "no cache, fewer steps", few) for few in (round(steps * 2 / 3), round(steps / 2))),
         Setting("blocks gentle", "inner blocks, late, every 2nd step", steps, (gentle,)),
         Setting("blocks medium", "all blocks, every 2nd step", steps, (block_cache(early, 2),)),
+        Setting("blocks medium, line", "every 2nd step, extrapolated", steps, (block_cache(early, 2, order=1),)),
         Setting("blocks strong", "all blocks, every 3rd step", steps, (block_cache(early, 3),)),
         Setting("blocks strong, line", "every 3rd step, extrapolated", steps, (block_cache(early, 3, order=1),)),
         Setting("attention medium", "attention, every 2nd step", steps, (attention_cache(2),)),
         Setting("attention strong", "attention, every 3rd step", steps, (attention_cache(3),)),
         Setting("adastep gentle", "even steps, one in a row", steps, (adastep(0.006, 1),)),
         Setting("adastep strong", "even steps, two in a row", steps, (adastep(0.015, 2),)),
-        Setting("blocks + attention", "blocks gentle, attention medium", steps, (gentle, attention_cache(2))),
+        Setting("blocks + attention", "blocks gentle, attention line", steps, both),
     ]
 
 
