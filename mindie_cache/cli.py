@@ -89,7 +89,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     add("--steps", type=int, metavar="N", help="denoising steps of the uncached run, at least 4 (default: 30)")
     add("--seed", type=int, default=0, metavar="N", help="seed of the first video; the others count on (default: 0)")
-    add("--repeats", type=int, metavar="N", help="batches of prompts, each run under every setting (default: 4)")
+    add("--repeats", type=int, metavar="N", help="batches of prompts, each run under every setting (default: 3)")
     add(
         "--config",
         type=Path,

@@ -88,7 +88,10 @@ class Engine:
         """A call that is a region of its own: an attention, a whole forward."""
         lane = track.lanes[index]
         if lane is None:
-            return _execute(track, function, args, kwargs)
+            track.running = True
+            result = function(*args, **kwargs)
+            track.running = False
+            return result
         if not track.decided:
             self.decide(track, lane, args, kwargs)
         history = lane.history
@@ -96,7 +99,9 @@ class Engine:
             track.reused += 1
             # Before a step that is computed for certain nobody needs the snapshot again, so no copy is needed either.
             return lane.rebuild(history.take() if track.give_away else self.predict(track, lane, None))
-        result = _execute(track, function, args, kwargs)
+        track.running = True  # calls of other agents in here are nested in this one
+        result = function(*args, **kwargs)
+        track.running = False
         if track.keep:
             outputs, lane.rebuild = self._streams.split(result, ())
             history.push(track.step, tuple([own(out) for out in outputs]))
@@ -118,7 +123,9 @@ class Engine:
             return self._skip(track, lane, index, inputs)
         if lane is not None and track.keep and index == lane.start:
             lane.reference = tuple([own(item) for item in inputs])
-        result = _execute(track, function, args, kwargs)
+        track.running = True  # calls of other agents in here are nested in this one
+        result = function(*args, **kwargs)
+        track.running = False
         outputs, rebuild = self._streams.split(result, inputs)
         if lane is not None and index == lane.last and lane.reference:
             lane.rebuild, lane.width = rebuild, len(outputs)
@@ -162,13 +169,6 @@ class Engine:
             tuple([out.dtype if d else None for out, d in zip(outputs, differs, strict=True)]) if any(differs) else ()
         )
         lane.history.push(track.step, features)
-
-
-def _execute(track: Track, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    track.running = True  # so that the clock knows calls of other agents to be nested in this one
-    result = function(*args, **kwargs)
-    track.running = False
-    return result
 
 
 def _residual(output: Any, reference: Any) -> Any:

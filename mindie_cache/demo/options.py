@@ -19,7 +19,7 @@ from mindie_cache.demo.plan import (
 from mindie_cache.demo.runner import Batch
 from mindie_cache.testbed.data import parse_prompt
 
-STEPS, REPEATS, PROMPTS = 30, 4, 6
+STEPS, REPEATS, PROMPTS = 30, 3, 6
 QUICK_STEPS, QUICK_REPEATS, QUICK_PROMPTS = 12, 1, 2
 
 
@@ -31,7 +31,7 @@ class DemoOptions:
         prompts: instead of the default ones, which change from repetition to repetition.
         steps: denoising steps; None means 30, or 12 with `quick`.
         seed: of the first video; every other video takes the next one.
-        repeats: batches, each run under every setting; None means 4, or 1 with `quick`.
+        repeats: batches, each run under every setting; None means 3, or 1 with `quick`.
         configs: files with a CacheConfig, each a setting of its own.
         only_config: leave the built-in settings out.
         quick: a smoke run with a few settings and prompts.

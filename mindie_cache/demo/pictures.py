@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-AMPLIFIED = 4  # how much brighter differences are drawn
+AMPLIFIED = 8  # how much brighter differences are drawn
 PAPER, INK, DIM, ACCENT = (38, 40, 48), (240, 241, 244), (158, 162, 173), (122, 211, 182)  # RGB
 _MARGIN = 20  # pixels, like all sizes here
 _LINE = 1.32  # line height, in font sizes
