@@ -4,22 +4,35 @@ from mindie_cache.agent import CacheAgent
 from mindie_cache.clock import branch, forget_request, run
 from mindie_cache.config import CacheConfig
 from mindie_cache.errors import CacheError, CacheWarning, ConfigError, ModelExecError, ParametersInvalid
-from mindie_cache.recipes import AdastepOptions, ReuseOptions
+from mindie_cache.methods.mindie import AdastepOptions, ReuseOptions
+from mindie_cache.methods.probes import DualBlockOptions, DynamicBlockOptions, FirstBlockOptions
+from mindie_cache.methods.signals import AdaCacheOptions, CustomOptions, EasyCacheOptions, TeaCacheOptions
+from mindie_cache.methods.tables import AdaTaylorOptions, MagCacheOptions, TaylorSeerOptions
 from mindie_cache.report import Report, StepRecord
 from mindie_cache.version import __version__
 
 __all__ = [
+    "AdaCacheOptions",
+    "AdaTaylorOptions",
     "AdastepOptions",
     "CacheAgent",
     "CacheConfig",
     "CacheError",
     "CacheWarning",
     "ConfigError",
+    "CustomOptions",
+    "DualBlockOptions",
+    "DynamicBlockOptions",
+    "EasyCacheOptions",
+    "FirstBlockOptions",
+    "MagCacheOptions",
     "ModelExecError",
     "ParametersInvalid",
     "Report",
     "ReuseOptions",
     "StepRecord",
+    "TaylorSeerOptions",
+    "TeaCacheOptions",
     "__version__",
     "branch",
     "forget_request",

@@ -51,6 +51,8 @@ class CacheAgent:
             self._warn("off", f"{self.config.method} is off and every call is forwarded. {self._note}.")
             return
         recipe = METHODS[self.config.method].build(self.config)
+        for note in recipe.notes:
+            self._warn(note, note)
         self._engine = Engine(recipe, self.config.blocks_count, self.config.steps_count, process_group)
         self._call = self._engine.call
 
@@ -103,7 +105,7 @@ class CacheAgent:
             track, step = None, 0
         if track is None:
             common = find_common(scope, key) or Common(self._warn)
-            track = self._tracks[scope] = self._engine.new_track(common)
+            track = self._tracks[scope] = self._engine.new_track(scope.branch, common)
             scope.cursors[key] = ref(track)
             self._latest = common
         run.step = step
@@ -117,14 +119,14 @@ class CacheAgent:
 
     def _finish(self, scope: Scope, track: Track) -> None:
         track.index = len(track.lanes)
-        track.close_pass(scope.branch)
+        track.close_pass()
         if track.step == self.config.steps_count - 1:
             track.forget()
-            self._review(scope.branch, track.common.log)
+            self._review(track.branch, track.common.log)
 
     def _cut_short(self, scope: Scope, track: Track) -> None:
         """The last pass ended early: an outer cache skipped its remaining calls, or it was interrupted."""
-        track.close_pass(scope.branch)
+        track.close_pass()
         if track.layout.is_blind:
             self._go_blind(track, "ended before the pass was complete")
 

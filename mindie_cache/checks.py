@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from mindie_cache.errors import ConfigError
@@ -29,3 +30,18 @@ def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     """Raise ConfigError unless `value` is one of `allowed`."""
     if value not in allowed:
         raise ConfigError(f"{name}={value!r} is not known. Use one of {', '.join(map(repr, allowed))}.")
+
+
+def flag(name: str, value: Any) -> None:
+    """Raise ConfigError unless `value` is a bool."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r} must be true or false.")
+
+
+def numbers(name: str, value: Any, least_count: int = 1) -> None:
+    """Raise ConfigError unless `value` is a sequence of finite numbers."""
+    if not isinstance(value, tuple | list) or len(value) < least_count:
+        raise ConfigError(f"{name}={value!r} must be a list of at least {least_count} numbers.")
+    for index, item in enumerate(value):
+        if isinstance(item, bool) or not isinstance(item, int | float) or not math.isfinite(item):
+            raise ConfigError(f"{name}[{index}]={item!r} must be a finite number.")

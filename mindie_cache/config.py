@@ -11,8 +11,9 @@ from typing import Any
 
 from mindie_cache.checks import whole
 from mindie_cache.errors import ConfigError, did_you_mean
+from mindie_cache.methods.base import NO_END, tupled
 from mindie_cache.placement import PLACEMENTS
-from mindie_cache.recipes import METHODS, NO_END
+from mindie_cache.recipes import METHODS, check_fields
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class CacheConfig:
             whole(name, getattr(self, name), least)
         _ordered("step_start", self.step_start, "step_end", self.step_end)
         _ordered("block_start", self.block_start, "block_end", self.block_end)
-        if self.method == "dit_block_cache" and self.blocks_count < self.block_end != NO_END:
+        if METHODS[self.method].declares_streams and self.blocks_count < self.block_end != NO_END:
             raise ConfigError(
                 f"block_end={self.block_end} is past the last block: blocks_count={self.blocks_count}. "
                 f"Use block_end<={self.blocks_count} (half-open)."
@@ -63,6 +64,7 @@ class CacheConfig:
         if not isinstance(self.placement, str) or self.placement not in PLACEMENTS:
             raise ConfigError(f"placement={self.placement!r} is not known. {did_you_mean(self.placement, PLACEMENTS)}")
         checked = replace(self, options=self._typed_options(), streams=self._checked_streams())
+        check_fields(checked)
         checked.options.check(checked)
         return checked
 
@@ -79,8 +81,7 @@ class CacheConfig:
         for key in given:
             if key not in names:
                 raise ConfigError(f"options: unknown key {key!r} for {self.method}. {did_you_mean(key, names)}")
-        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-        return kind(**values)
+        return kind(**{key: tupled(value) for key, value in given.items()})
 
     def _checked_streams(self) -> tuple[str, ...] | None:
         if self.streams is None:

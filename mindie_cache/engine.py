@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
-from mindie_cache.distributed import all_agree
+from mindie_cache.distributed import Ranks
 from mindie_cache.errors import ModelExecError
 from mindie_cache.history import Features, History, own
 from mindie_cache.lanes import Common, Lane, Track, signature
-from mindie_cache.recipes import Recipe
+from mindie_cache.methods.base import Recipe
+from mindie_cache.policies import Signal
+from mindie_cache.taps import model_input
 
 
 class Engine:
@@ -21,12 +23,15 @@ class Engine:
         self.recipe = recipe
         self._streams = recipe.streams
         self._warmup = recipe.predictor.warmup
+        self._per_call = recipe.policy.per_call
+        self._anchor = recipe.signal.anchor if recipe.signal else -1
+        self._probed = recipe.probe.index if recipe.probe else -1
+        self._ranks = Ranks(group)
         self.call = self.block_range if recipe.site.anchored else self.each_call
         self.calls_count = calls_count
         self.steps_count = steps_count
-        self.group = group
 
-    def new_track(self, common: Common) -> Track:
+    def new_track(self, branch: str, common: Common) -> Track:
         spans: dict[Any, Lane] = {}
         lanes: list[Lane | None] = []
         for index in range(self.calls_count):
@@ -35,23 +40,25 @@ class Engine:
                 history = History(self.recipe.predictor.depth, self.recipe.placement)
                 spans[span] = Lane(span.start, span.stop - 1, history)
             lanes.append(None if span is None else spans[span])
-        return Track(lanes, self.steps_count, common)
+        return Track(branch, self.recipe.policy.of(branch), lanes, self.steps_count, common)
 
-    def decide(self, track: Track, lane: Lane, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    # ------------------------------------------------------------------------------------------------ decisions
+
+    def decide(
+        self, track: Track, lane: Lane, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         """Take the decision of this step, once, from the arguments of the first call of the site in this step."""
-        now = signature(args, kwargs)
-        if lane.signature is not None and lane.signature != now:
-            track.forget()
-        lane.signature = now
-        policy, common = self.recipe.policy, track.common
+        self._check_signature(track, lane, args, kwargs)
+        policy, common = track.policy, track.common
         can_reuse = track.since >= 0 and not track.blind
         if not policy.shared:
-            decision = policy.decide(track.state, track.step, None, can_reuse)
-            track.state = decision.state
-            reuse, reason = decision.reuse and can_reuse, decision.reason
+            signal = self._signal(track, function, args, kwargs)
+            reuse, track.state, reason = policy.decide(track.state, track.step, signal, can_reuse)
+            reuse = reuse and can_reuse
+            self._review(common, reason)
         else:
             if common.step != track.step:
-                self._decide_for_all(track, can_reuse, args, kwargs)
+                self._decide_for_all(track, can_reuse, self._signal(track, function, args, kwargs))
             fresh = can_reuse and track.since >= common.since  # this branch was there at the last computed step
             reuse, reason = common.reuse and fresh, common.reason
             if common.reuse and not fresh:
@@ -63,24 +70,80 @@ class Engine:
         if track.keep and not reuse:
             track.since = track.step
 
-    def _decide_for_all(self, track: Track, can_reuse: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _decide_for_all(self, track: Track, can_reuse: bool, signal: Signal | None) -> None:
         """The first branch of a step decides for the others too, so that guidance never mixes old with new."""
         common = track.common
-        signal = self.recipe.signal(args, kwargs) if self.recipe.signal else None
-        reuse, common.state, common.reason = self.recipe.policy.decide(common.state, track.step, signal, can_reuse)
-        common.reuse, common.step = reuse and can_reuse, track.step
-        if self.group is not None and isinstance(signal, torch.Tensor):
-            agreed = all_agree(common.reuse, self.group, signal.device)
-            if agreed != common.reuse:
-                common.reuse, common.reason = agreed, "ranks disagree"
+        reuse, common.state, common.reason = track.policy.decide(common.state, track.step, signal, can_reuse)
+        common.reuse, common.step, common.decider = reuse and can_reuse, track.step, track.branch
         if not common.reuse:
             common.since = track.step
-        if common.reason == "not finite":
+        self._review(common, common.reason)
+
+    def _decide_call(
+        self, track: Track, lane: Lane, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """The decision of one call, for policies that decide per call."""
+        self._check_signature(track, lane, args, kwargs)
+        policy, lanes = track.policy, track.distinct_lanes
+        if not track.decided:
+            states = policy.settle([other.state for other in lanes], self._ranks)
+            for other, state in zip(lanes, states, strict=True):
+                other.state = state
+            track.decided, track.keep = True, policy.worth_keeping(track.step, self.recipe.predictor.depth)
+        can_reuse = len(lane.history.steps) >= self._warmup and not track.blind
+        signal = self._signal(track, function, args, kwargs)
+        reuse, lane.state, reason = policy.decide(lane.state, track.step, signal, can_reuse)
+        lane.reuse = reuse and can_reuse
+        if lane.reuse or not track.reused:
+            track.reason = reason
+        self._review(track.common, reason)
+
+    def _signal(
+        self, track: Track, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Signal | None:
+        tap = self.recipe.signal
+        return Signal(tap.take(function, args, kwargs, track.anchor), self._ranks) if tap else None
+
+    def _check_signature(self, track: Track, lane: Lane, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forget what does not fit the tensors of this call any more."""
+        now = signature(args, kwargs)
+        if lane.signature is not None and lane.signature != now:
+            anchor = track.anchor
+            track.forget()
+            track.anchor = anchor  # of this pass
+        lane.signature = now
+
+    def _review(self, common: Common, reason: str) -> None:
+        if reason == "not finite":
             common.warn(
                 "not finite",
                 "The signal that decides about reuse is NaN or infinite: computing. Look for overflow in the model "
                 "(fp16?) or for latents that were not initialised.",
             )
+
+    # ------------------------------------------------------------------------------------------------ calls
+
+    def execute(
+        self, track: Track, index: int, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call the function. Calls of other agents in it are nested in this one; the policy may look inside."""
+        track.running = True
+        if index != self._probed or track.reuse:
+            result = function(*args, **kwargs)
+        else:
+            result = self._observe(track, function, args, kwargs)
+        track.running = False
+        return result
+
+    def _observe(self, track: Track, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        common, probe = track.common, self.recipe.probe
+        assert probe is not None
+        holder: Common | Track = common if track.policy.shared else track
+        if holder is common and common.decider != track.branch:  # the branch that decides is the one that is looked at
+            return function(*args, **kwargs)
+        result, seen = probe.run(function, args, kwargs)
+        holder.state = track.policy.observe(holder.state, track.step, Signal(seen, self._ranks))
+        return result
 
     def each_call(
         self, track: Track, index: int, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -88,23 +151,25 @@ class Engine:
         """A call that is a region of its own: an attention, a whole forward."""
         lane = track.lanes[index]
         if lane is None:
-            track.running = True
-            result = function(*args, **kwargs)
-            track.running = False
-            return result
+            return self.execute(track, index, function, args, kwargs)
         if not track.decided:
-            self.decide(track, lane, args, kwargs)
-        history = lane.history
+            self.decide(track, lane, function, args, kwargs)
+        history, residual = lane.history, self.recipe.residual
         if track.reuse and len(history.steps) >= self._warmup and history.steps[-1] >= track.since:
             track.reused += 1
+            if residual:
+                return lane.rebuild(self.predict(track, lane, (model_input(args, kwargs), *[None] * (lane.width - 1))))
             # Before a step that is computed for certain nobody needs the snapshot again, so no copy is needed either.
             return lane.rebuild(history.take() if track.give_away else self.predict(track, lane, None))
-        track.running = True  # calls of other agents in here are nested in this one
-        result = function(*args, **kwargs)
-        track.running = False
+        entered = own(model_input(args, kwargs)) if residual and track.keep else None
+        result = self.execute(track, index, function, args, kwargs)
         if track.keep:
             outputs, lane.rebuild = self._streams.split(result, ())
-            history.push(track.step, tuple([own(out) for out in outputs]))
+            lane.width = len(outputs)
+            if entered is None:
+                history.push(track.step, tuple([own(out) for out in outputs]))
+            else:
+                history.push(track.step, (_residual(outputs[0], entered), *[own(out) for out in outputs[1:]]))
         return result
 
     def block_range(
@@ -112,20 +177,23 @@ class Engine:
     ) -> Any:
         """A block: inside the range it is computed or skipped together with the others; outside it is computed."""
         lane = track.lanes[index]
+        if index == self._anchor:
+            track.anchor = own(model_input(args, kwargs))
         if lane is not None and index == lane.start:
-            if not track.decided:
-                self.decide(track, lane, args, kwargs)
-            steps = lane.history.steps
-            lane.reuse = track.reuse and len(steps) >= self._warmup and steps[-1] >= track.since
+            if self._per_call:
+                self._decide_call(track, lane, function, args, kwargs)
+            else:
+                if not track.decided:
+                    self.decide(track, lane, function, args, kwargs)
+                steps = lane.history.steps
+                lane.reuse = track.reuse and len(steps) >= self._warmup and steps[-1] >= track.since
         inputs, args = self._streams.take(args, kwargs)
         if lane is not None and lane.reuse:
             track.reused += 1
             return self._skip(track, lane, index, inputs)
         if lane is not None and track.keep and index == lane.start:
             lane.reference = tuple([own(item) for item in inputs])
-        track.running = True  # calls of other agents in here are nested in this one
-        result = function(*args, **kwargs)
-        track.running = False
+        result = self.execute(track, index, function, args, kwargs)
         outputs, rebuild = self._streams.split(result, inputs)
         if lane is not None and index == lane.last and lane.reference:
             lane.rebuild, lane.width = rebuild, len(outputs)
@@ -174,14 +242,14 @@ class Engine:
 def _residual(output: Any, reference: Any) -> Any:
     if isinstance(output, torch.Tensor) != isinstance(reference, torch.Tensor):
         raise ModelExecError(
-            f"A stream enters the cached block range as {type(reference).__name__} and leaves as {type(output).__name__}. "
+            f"A stream enters the cached region as {type(reference).__name__} and leaves as {type(output).__name__}. "
             "A cached block returns its streams as they came, e.g. (hidden_states, encoder_hidden_states)."
         )
     if not isinstance(output, torch.Tensor):
         return output - reference
     if output.shape != reference.shape:
         raise ModelExecError(
-            f"A stream changes its shape inside the cached block range, from {tuple(reference.shape)} to "
+            f"A stream changes its shape inside the cached region, from {tuple(reference.shape)} to "
             f"{tuple(output.shape)}. Choose block_start and block_end so that shapes stay the same between them."
         )
     return (output.detach() if output.requires_grad else output) - reference

@@ -12,6 +12,7 @@ from mindie_cache.clock import Scope
 from mindie_cache.errors import WarnOnce
 from mindie_cache.history import Features, History
 from mindie_cache.layout import Layout
+from mindie_cache.policies import Policy
 from mindie_cache.report import Log, StepRecord
 
 Signature = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
@@ -26,7 +27,7 @@ def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
 class Common:
     """What the branches of one run share for one agent: the log, and the decision of a policy that is `shared`."""
 
-    __slots__ = ("log", "reason", "reuse", "since", "state", "step", "tracks", "warn")
+    __slots__ = ("decider", "log", "reason", "reuse", "since", "state", "step", "tracks", "warn")
 
     def __init__(self, warn: WarnOnce):
         self.log = Log()
@@ -34,6 +35,7 @@ class Common:
         self.tracks: WeakSet[Track] = WeakSet()  # a track owns this, so that what it keeps dies with its scope
         self.state: Any = None
         self.step = -1  # that `reuse` and `reason` belong to
+        self.decider = ""  # the branch that took this decision
         self.since = -1  # last step that was computed by this decision
         self.reuse = False
         self.reason = ""
@@ -57,6 +59,7 @@ class Lane:
         "reuse",
         "signature",
         "start",
+        "state",
         "versions",
         "width",
     )
@@ -73,6 +76,7 @@ class Lane:
     def drop(self) -> None:
         """Forget everything kept and in flight."""
         self.history.clear()
+        self.state: Any = None  # of a policy that decides per call
         self.signature: Signature | None = None
         self.new_pass()
 
@@ -88,11 +92,13 @@ class Track:
 
     __slots__ = (
         *("__weakref__", "began", "blind", "common", "distinct_lanes", "index", "lanes", "layout", "missed", "reused"),
-        *("running", "step", "steps_count"),
-        *("decided", "give_away", "keep", "reason", "reuse", "since", "state", "weights", "weights_for"),
+        *("branch", "policy", "running", "step", "steps_count"),
+        *("anchor", "decided", "give_away", "keep", "reason", "reuse", "since", "state", "weights", "weights_for"),
     )
 
-    def __init__(self, lanes: list[Lane | None], steps_count: int, common: Common):
+    def __init__(self, branch: str, policy: Policy, lanes: list[Lane | None], steps_count: int, common: Common):
+        self.branch = branch
+        self.policy = policy
         self.common = common
         common.tracks.add(self)
         self.lanes = lanes
@@ -119,7 +125,8 @@ class Track:
 
     def new_step(self) -> None:
         self.decided = self.reuse = self.keep = self.give_away = False
-        self.weights: Sequence[float] = ()
+        self.anchor: Any = None  # copy of the stream that the recipe's tap compares a later one with
+        self.weights: Sequence[Any] = ()
         self.weights_for: tuple[int, ...] | None = None  # snapshot steps that `weights` belong to
 
     def new_pass(self) -> None:
@@ -130,9 +137,9 @@ class Track:
     def nbytes(self) -> int:
         return sum([lane.history.nbytes for lane in self.distinct_lanes])
 
-    def close_pass(self, branch: str) -> None:
+    def close_pass(self) -> None:
         """Write the pass under way into the log."""
-        record = StepRecord(branch, self.step, self.index - self.missed, self.reused, self.reason)
+        record = StepRecord(self.branch, self.step, self.index - self.missed, self.reused, self.reason)
         self.common.log.add(record, self.common.nbytes)
         self.missed = self.reused = self.index = 0
 

@@ -26,12 +26,32 @@ class BlockRange:
 
 
 @dataclass(frozen=True)
-class EachCall:
-    """Every call in `[start, stop)` is a region of its own (an attention, a whole forward); the feature is its output."""
+class EachBlock:
+    """Every block in `[start, stop)` is a region of its own; the feature is its residual."""
 
     start: int
     stop: int
-    anchored = False
+    anchored = True
 
     def span(self, index: int) -> Span | None:
         return Span(index, index + 1) if self.start <= index < self.stop else None
+
+
+@dataclass(frozen=True)
+class EachCall:
+    """Every call in `[start, stop)` is a region of its own (an attention, a whole forward); the feature is its output.
+
+    `only`, if given, lists the calls of the range that are cached.
+    """
+
+    start: int
+    stop: int
+    only: frozenset[int] | None = None
+    anchored = False
+
+    def span(self, index: int) -> Span | None:
+        inside = self.start <= index < self.stop and (self.only is None or index in self.only)
+        return Span(index, index + 1) if inside else None
+
+
+Site = BlockRange | EachBlock | EachCall

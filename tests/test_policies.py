@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from toy import agent_for, marks, quiet
 
 from mindie_cache import AdastepOptions, CacheAgent, CacheConfig
-from mindie_cache.policies import Adastep, Interval, Schedule
+from mindie_cache.distributed import Ranks
+from mindie_cache.policies import Adastep, Interval, Limits, Schedule, Signal
 
 STEPS = 40
 
@@ -140,10 +141,16 @@ def smooth_latents(seed: int, steps: int) -> list[torch.Tensor]:
 GIVEN = st.builds(Settings, st.sampled_from([0.003, 0.01, 0.02, 0.2]), st.integers(0, 5), st.sampled_from([0.9, 0.99, 1.0]))
 
 
+def adastep_policy(given: Settings, steps: int, relative: bool = False, parity: bool = False) -> Adastep:
+    warmup, final = (0, 0) if parity else (4, 1)
+    limits = Limits(steps_count=steps, warmup_steps=warmup, final_steps=final, max_skip_steps=given.max_skip_steps)
+    return Adastep(limits=limits, skip_thr=given.skip_thr, decay_ratio=given.decay_ratio, relative=relative, parity=parity)
+
+
 def by_policy(policy: Adastep, latents: list[torch.Tensor]) -> list[bool]:
     state, skipped = None, []
     for step, signal in enumerate(latents):
-        decision = policy.decide(state, step, signal, can_reuse=step > 0)
+        decision = policy.decide(state, step, Signal(signal, Ranks()), can_reuse=step > 0)
         state = decision.state
         skipped.append(decision.reuse)
     return skipped
@@ -153,14 +160,14 @@ def by_policy(policy: Adastep, latents: list[torch.Tensor]) -> list[bool]:
 @given(given=GIVEN, seed=st.integers(0, 10**6), steps=st.integers(1, STEPS))
 def test_adastep_with_parity_takes_the_originals_decisions(given, seed, steps):
     latents = smooth_latents(seed, steps)
-    assert by_policy(Adastep(*given, steps_count=steps, parity=True), latents) == original(latents, given)
+    assert by_policy(adastep_policy(given, steps, parity=True), latents) == original(latents, given)
 
 
 @settings(deadline=None)
 @given(given=GIVEN, seed=st.integers(0, 10**6), steps=st.integers(1, STEPS), relative=st.booleans())
 def test_adastep_follows_the_corrected_rule(given, seed, steps, relative):
     latents = smooth_latents(seed, steps)
-    assert by_policy(Adastep(*given, steps_count=steps, relative=relative), latents) == corrected(latents, given, relative)
+    assert by_policy(adastep_policy(given, steps, relative=relative), latents) == corrected(latents, given, relative)
 
 
 def test_the_latents_of_these_tests_decide_both_ways():

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mindie_cache.policies.decision import Decision
+from mindie_cache.policies.decision import Decision, Policy
 
 
 @dataclass(frozen=True)
-class Interval:
+class Interval(Policy):
     """Refresh at steps `start`, `start + interval`, ...; reuse at the other steps s with `start < s < stop`.
 
     A refresh that could not take place (an outer cache skipped the call, guidance left the branch out) is made up for at
@@ -19,7 +19,6 @@ class Interval:
     start: int
     interval: int
     stop: int
-    shared = False
 
     def decide(self, state: Any, step: int, signal: Any, can_reuse: bool) -> Decision:
         """`state` is the last computed step."""

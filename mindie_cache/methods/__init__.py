@@ -1,0 +1,1 @@
+"""The methods: typed options and a builder each, grouped by family. The table of names is `recipes.py`."""

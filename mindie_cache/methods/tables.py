@@ -1,0 +1,177 @@
+"""Methods whose computed steps are known before the run: magcache, ada_taylor, taylorseer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mindie_cache.checks import choice, flag, numbers, real, whole
+from mindie_cache.errors import ConfigError
+from mindie_cache.methods.base import PresetOptions, Recipe, block_range, estimate
+from mindie_cache.policies import PerBranch, Schedule
+from mindie_cache.policies.magnitude import RESAMPLINGS, plan, resample
+from mindie_cache.sites import EachCall
+from mindie_cache.streams import BlockStreams, WholeOutput
+
+if TYPE_CHECKING:
+    from mindie_cache.config import CacheConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class MagCacheOptions(PresetOptions):
+    """Options of `magcache`, see `mindie_cache.policies.magnitude`. Give a preset, or `cond_ratios`.
+
+    Args:
+        threshold: of the accumulated error, 0.12 by default.
+        max_skip_steps: most reused steps in a row, 2 by default.
+        retention_ratio: share of the first steps that are always computed, 0.2 by default.
+        cond_ratios, uncond_ratios: magnitude of each step's residual over that of the step before, one entry a step, the
+            first one 1.0. Without `uncond_ratios` both branches follow `cond_ratios`.
+        resampling: to another number of steps by "product" or, as published, by the "nearest" entry.
+        final_steps: the last steps, always computed; 0 as published by MagCache.
+    """
+
+    threshold: float | None = None
+    max_skip_steps: int | None = None
+    retention_ratio: float | None = None
+    cond_ratios: tuple[float, ...] | None = None
+    uncond_ratios: tuple[float, ...] | None = None
+    resampling: str = "product"
+    final_steps: int = 1
+    defaults: ClassVar[dict[str, Any]] = {
+        "threshold": 0.12,
+        "max_skip_steps": 2,
+        "retention_ratio": 0.2,
+        "cond_ratios": None,
+        "uncond_ratios": None,
+    }
+    preset_method: ClassVar[str] = "magcache"
+    rule: ClassVar[str] = "magcache"
+
+    def check(self, config: CacheConfig) -> None:
+        self.check_preset()
+        full, _ = self.resolved(config)
+        super(MagCacheOptions, full).check(config)
+        real("threshold", full.threshold, 0.0, None)
+        whole("max_skip_steps", full.max_skip_steps, 0)
+        real("retention_ratio", full.retention_ratio, 0.0, 1.0)
+        whole("final_steps", full.final_steps, 0)
+        choice("resampling", full.resampling, RESAMPLINGS)
+        if full.cond_ratios is None:
+            raise ConfigError(
+                f"{config.method} needs a magnitude table: set preset (`mindie-cache presets --method {config.method}` "
+                "lists them) or cond_ratios, or measure your model with the calibrator."
+            )
+        for name in ("cond_ratios", "uncond_ratios"):
+            ratios = getattr(full, name)
+            if ratios is not None:
+                numbers(name, ratios)
+                if min(ratios) <= 0:
+                    raise ConfigError(f"{name} holds {min(ratios)}, but a ratio of magnitudes is above 0.")
+        if full.uncond_ratios is not None and len(full.uncond_ratios) != len(full.cond_ratios):
+            raise ConfigError(
+                f"uncond_ratios has {len(full.uncond_ratios)} entries, cond_ratios {len(full.cond_ratios)}: give one a step "
+                "to both."
+            )
+
+    def plan(self, ratios: tuple[float, ...], steps_count: int) -> frozenset[int]:
+        """The computed steps of one branch; only for `resolved` options."""
+        assert self.threshold is not None
+        assert self.max_skip_steps is not None
+        assert self.retention_ratio is not None
+        return plan(
+            resample(ratios, steps_count, self.resampling),
+            steps_count,
+            self.threshold,
+            self.max_skip_steps,
+            self.retention_ratio,
+            rule=self.rule,
+            final_steps=self.final_steps,
+            init_step=getattr(self, "init_step", 0),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaTaylorOptions(MagCacheOptions):
+    """Options of `ada_taylor`, TeleFuser's AdaTaylorCache: a magnitude table, and a line through two residuals.
+
+    Args:
+        init_step: one more step that is always computed: where the second of two experts takes over.
+    """
+
+    order: int = 1
+    max_distance: int | None = 2
+    init_step: int = 0
+    preset_method: ClassVar[str] = "ada_taylor"
+    rule: ClassVar[str] = "telefuser"
+
+    def check(self, config: CacheConfig) -> None:
+        super().check(config)
+        whole("init_step", self.init_step, 0)
+
+
+def magnitude(config: CacheConfig) -> Recipe:
+    """The recipe of magcache and of ada_taylor."""
+    options, notes = config.options.resolved(config)
+    tables = {"cond": options.cond_ratios, "uncond": options.uncond_ratios or options.cond_ratios}
+    steps = config.steps_count
+    schedules = {
+        branch: Schedule(options.plan(ratios, steps), steps, final_steps=options.final_steps, reason="magnitude")
+        for branch, ratios in tables.items()
+    }
+    return Recipe(
+        site=block_range(config),
+        policy=PerBranch(schedules),
+        streams=BlockStreams(config.streams),
+        unit="block",
+        notes=notes,
+        **estimate(config),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaylorSeerOptions(PresetOptions):
+    """Options of `taylorseer`.
+
+    Args:
+        interval: steps from one computed step to the next, 5 by default.
+        order: degree of the forecast, 1 by default.
+        warmup_steps: the first steps, always computed, 1 by default (`first_enhance` of the original).
+        final_steps: the last steps, always computed.
+        lite: forecast the residual of the whole block range, which keeps order + 1 tensors; False: `apply` is called once
+            per module (attention, feed-forward) and the output of each is forecast.
+    """
+
+    interval: int | None = None
+    order: int | None = None  # type: ignore[assignment]
+    warmup_steps: int | None = None
+    final_steps: int = 1
+    lite: bool = False
+    defaults: ClassVar[dict[str, Any]] = {"interval": 5, "order": 1, "warmup_steps": 1}
+    preset_method: ClassVar[str] = "taylorseer"
+
+    def check(self, config: CacheConfig) -> None:
+        self.check_preset()
+        full, _ = self.resolved(config)
+        super(TaylorSeerOptions, full).check(config)
+        whole("interval", full.interval, 1)
+        whole("warmup_steps", full.warmup_steps, 0)
+        whole("final_steps", full.final_steps, 0)
+        flag("lite", full.lite)
+
+
+def taylorseer(config: CacheConfig) -> Recipe:
+    options, notes = config.options.resolved(config)
+    calls, first = block_range(config), max(1, options.warmup_steps)
+    computed = {*range(first), *range(first - 1, config.steps_count, options.interval)}
+    policy = Schedule(
+        frozenset(computed),
+        config.steps_count,
+        final_steps=options.final_steps,
+        keep_from=max(0, first - 2),  # a derivative needs two computed steps
+        reason="interval",
+    )
+    parts = {"policy": policy, "notes": notes, "predictor": options.predictor(), "placement": estimate(config)["placement"]}
+    if options.lite:
+        return Recipe(site=calls, streams=BlockStreams(config.streams), unit="block", **parts)
+    return Recipe(site=EachCall(calls.start, calls.stop), streams=WholeOutput(), unit="module call", **parts)
