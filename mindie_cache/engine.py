@@ -236,6 +236,8 @@ class Engine:
         lane.casts = (
             tuple([out.dtype if d else None for out, d in zip(outputs, differs, strict=True)]) if any(differs) else ()
         )
+        if self.recipe.meter is not None:
+            self.recipe.meter.add(track.common.measured, track.branch, track.step, features[0], self._ranks)
         lane.history.push(track.step, features)
 
 

@@ -27,11 +27,12 @@ def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
 class Common:
     """What the branches of one run share for one agent: the log, and the decision of a policy that is `shared`."""
 
-    __slots__ = ("decider", "log", "reason", "reuse", "since", "state", "step", "tracks", "warn")
+    __slots__ = ("decider", "log", "measured", "reason", "reuse", "since", "state", "step", "tracks", "warn")
 
     def __init__(self, warn: WarnOnce):
         self.log = Log()
         self.warn = warn
+        self.measured: dict[str, Any] = {}  # of a recipe with a meter, see methods/base.py; survives `forget`
         self.tracks: WeakSet[Track] = WeakSet()  # a track owns this, so that what it keeps dies with its scope
         self.state: Any = None
         self.step = -1  # that `reuse` and `reason` belong to

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from mindie_cache.checks import choice, flag, real, whole
+from mindie_cache.distributed import Ranks
 from mindie_cache.errors import ConfigError
 from mindie_cache.placement import PLACEMENTS, Placement
 from mindie_cache.policies import Limits, Policy
@@ -22,6 +23,12 @@ NO_END = 10000  # MindIE-SD's default of step_end and block_end: no limit
 LADDERS = ("newton", "published")
 
 
+class Meter(Protocol):
+    """Measures the residual of a computed block range. `measured` is what it keeps for one run: empty at its start."""
+
+    def add(self, measured: dict[str, Any], branch: str, step: int, residual: Any, ranks: Ranks) -> None: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One caching method, ready to run.
@@ -32,6 +39,7 @@ class Recipe:
         signal: the tap that feeds `policy.decide`.
         probe: feeds `policy.observe` at computed steps.
         residual: of a whole call, the feature is its first output minus the model input.
+        meter: measures the residuals of a block range, for calibration.
         notes: what a user should be told once, e.g. that a preset was made for another number of steps.
     """
 
@@ -44,6 +52,7 @@ class Recipe:
     signal: Tap | None = None
     probe: Probe | None = None
     residual: bool = False
+    meter: Meter | None = None
     notes: tuple[str, ...] = ()
 
 
