@@ -10,7 +10,7 @@ import torch
 from mindie_cache.distributed import Ranks
 from mindie_cache.errors import ModelExecError
 from mindie_cache.history import Features, History, own
-from mindie_cache.lanes import Common, Lane, Track, signature
+from mindie_cache.lanes import Common, Lane, Track, first_shape, signature
 from mindie_cache.methods.base import Recipe
 from mindie_cache.policies import Signal
 from mindie_cache.taps import model_input
@@ -155,6 +155,10 @@ class Engine:
         if not track.decided:
             self.decide(track, lane, function, args, kwargs)
         history, residual = lane.history, self.recipe.residual
+        shape = first_shape(args, kwargs)
+        if shape != lane.shape:  # this call alone has changed
+            history.clear()
+            lane.shape = shape
         if track.reuse and len(history.steps) >= self._warmup and history.steps[-1] >= track.since:
             track.reused += 1
             if residual:
@@ -185,6 +189,9 @@ class Engine:
             else:
                 if not track.decided:
                     self.decide(track, lane, function, args, kwargs)
+                elif lane.signature != signature(args, kwargs):  # another pass of this step, e.g. the next tile
+                    track.forget()
+                    self.decide(track, lane, function, args, kwargs)
                 steps = lane.history.steps
                 lane.reuse = track.reuse and len(steps) >= self._warmup and steps[-1] >= track.since
         inputs, args = self._streams.take(args, kwargs)
@@ -208,7 +215,7 @@ class Engine:
             lane.reference = inputs[: lane.width]
             lane.estimate = self.predict(track, lane, lane.reference)
             lane.versions = tuple([_version(item) for item in lane.estimate]) if lane.start != lane.last else ()
-        elif lane.versions != tuple([_version(item) for item in lane.estimate]) or None in lane.versions:
+        elif lane.history.steps and _changed(lane):
             lane.estimate = self.predict(track, lane, lane.reference)  # X was changed in place on the way
         result = lane.rebuild(lane.estimate)
         if index == lane.last:
@@ -254,7 +261,14 @@ def _residual(output: Any, reference: Any) -> Any:
             f"A stream changes its shape inside the cached region, from {tuple(reference.shape)} to "
             f"{tuple(output.shape)}. Choose block_start and block_end so that shapes stay the same between them."
         )
+    if output.dtype == torch.bool:
+        raise ModelExecError("A stream is boolean, so it has no residual. Pass masks as other keywords, not as streams.")
     return (output.detach() if output.requires_grad else output) - reference
+
+
+def _changed(lane: Lane) -> bool:
+    """Whether the estimate may have been changed in place since it was handed out."""
+    return None in lane.versions or lane.versions != tuple([_version(item) for item in lane.estimate])
 
 
 def _version(value: Any) -> int | None:

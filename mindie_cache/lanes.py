@@ -15,13 +15,28 @@ from mindie_cache.layout import Layout
 from mindie_cache.policies import Policy
 from mindie_cache.report import Log, StepRecord
 
-Signature = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
+Signature = tuple[list[Any], dict[str, Any]]
 
 
 def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
     """Shape, dtype and device of every tensor argument: when it changes, nothing kept fits any more."""
-    values = (*args, *kwargs.values())
-    return tuple([(v.shape, v.dtype, v.device) for v in values if isinstance(v, torch.Tensor)])
+    return [_form(value) for value in args], {name: _form(value) for name, value in kwargs.items() if value is not None}
+
+
+def _form(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.dtype, value.device
+    if isinstance(value, tuple | list):
+        return [_form(item) for item in value]
+    return {name: _form(item) for name, item in value.items()} if isinstance(value, dict) else None
+
+
+def first_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Size | None:
+    """The shape of the first tensor argument: the cheap part of a signature."""
+    for value in args or kwargs.values():
+        if isinstance(value, torch.Tensor):
+            return value.shape
+    return None
 
 
 class Common:
@@ -58,6 +73,7 @@ class Lane:
         "rebuild",
         "reference",
         "reuse",
+        "shape",
         "signature",
         "start",
         "state",
@@ -72,14 +88,17 @@ class Lane:
         self.width = 0  # streams of the block's output
         self.rebuild: Callable[[Features], Any] = tuple  # from streams to the form of the block's output
         self.casts: tuple[torch.dtype | None, ...] = ()  # output dtypes, if they are not those of the reference
+        self.new_pass()
         self.drop()
 
     def drop(self) -> None:
         """Forget everything kept and in flight."""
         self.history.clear()
         self.state: Any = None  # of a policy that decides per call
-        self.signature: Signature | None = None
-        self.new_pass()
+        self.signature: Signature | None = None  # of the call that the last decision was taken at
+        self.shape: torch.Size | None = None  # of the first tensor argument that the history belongs to
+        if not self.estimate:  # a span that is being reused is reused to its end: its first call has returned X already
+            self.new_pass()
 
     def new_pass(self) -> None:
         self.reuse = False  # settled by the span's first call

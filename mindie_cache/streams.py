@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from mindie_cache.errors import ModelExecError, ParametersInvalid
 from mindie_cache.history import Features
 
 HIDDEN, ENCODER = "hidden_states", "encoder_hidden_states"
+_LEAVES = (torch.Tensor, numbers.Number, str, bytes, type(None), Enum, torch.Size, torch.dtype, torch.device)
 Rebuild = Callable[[Features], Any]
 
 
@@ -31,11 +34,11 @@ class WholeOutput:
             return (output,), _bare
         leaves, form = pytree.tree_flatten(output)
         for leaf in leaves:
-            if any([isinstance(value, torch.Tensor) for value in getattr(leaf, "__dict__", {}).values()]):
+            if not isinstance(leaf, _LEAVES):
                 raise ModelExecError(
-                    f"The call returned a {type(leaf).__name__}, whose tensors cannot be kept: it is no form that PyTorch's "
-                    "pytree knows. Return tensors, tuples, lists or dictionaries, or register the class with "
-                    "torch.utils._pytree.register_pytree_node."
+                    f"The call returned a {type(leaf).__name__}, which cannot be kept: tensors in it would be handed out "
+                    "and could be changed. Return tensors, numbers, strings or None in tuples, lists or dictionaries, or "
+                    "register the class with torch.utils._pytree.register_pytree_node."
                 )
         return tuple(leaves), lambda features: pytree.tree_unflatten(list(features), form)
 

@@ -29,7 +29,7 @@ from toy import (
 )
 
 from mindie_cache import CacheAgent, CacheConfig, CacheError, CacheWarning, ConfigError, ModelExecError, ParametersInvalid
-from mindie_cache.policies import Interval
+from mindie_cache.policies import Schedule
 
 
 @pytest.fixture(autouse=True)
@@ -74,13 +74,13 @@ def outputs(forward: Callable[..., Tensor], inputs: list[dict[str, Tensor]]) -> 
 @pytest.mark.parametrize("method", ["dit_block_cache", "attention_cache"])
 def test_1_a_step_is_decided_once_and_asking_again_changes_nothing(method, monkeypatch):
     decided = []
-    original = Interval.decide
+    original = Schedule.decide
 
     def counted(self, state, step, signal, can_reuse):
         decided.append(step)
         return original(self, state, step, signal, can_reuse)
 
-    monkeypatch.setattr(Interval, "decide", counted)
+    monkeypatch.setattr(Schedule, "decide", counted)
     agent, blocks = agent_for(method, 4, STEPS), adds()
 
     def ask(step):

@@ -12,7 +12,7 @@ from toy import agent_for, marks, quiet
 
 from mindie_cache import AdastepOptions, CacheAgent, CacheConfig
 from mindie_cache.distributed import Ranks
-from mindie_cache.policies import Adastep, Interval, Limits, Schedule, Signal
+from mindie_cache.policies import Adastep, Limits, Schedule, Signal, interval
 
 STEPS = 40
 
@@ -20,34 +20,36 @@ STEPS = 40
 # --- interval and schedule
 
 
+def by_interval(start: int, every: int, stop: int, steps: int) -> Schedule:
+    return Schedule(interval(start, every, stop, steps), steps, final_steps=0)
+
+
 @settings(deadline=None)
-@given(start=st.integers(0, 8), interval=st.integers(1, 5), stop=st.integers(0, 14), steps=st.integers(1, 14))
-def test_interval_against_its_definition(start, interval, stop, steps):
-    policy, state = Interval(start, interval, stop), None
+@given(start=st.integers(0, 8), every=st.integers(1, 5), stop=st.integers(0, 14), steps=st.integers(1, 14))
+def test_interval_against_its_definition(start, every, stop, steps):
+    policy, state = by_interval(start, every, stop, steps), None
     for step in range(steps):
         decision = policy.decide(state, step, None, can_reuse=step > 0)
-        assert decision.reuse == (step > 0 and start < step < stop and (step - start) % interval != 0)
+        assert decision.reuse == (step > 0 and start < step < stop and (step - start) % every != 0)
         state = decision.state
         if decision.reuse and policy.last_use(step):
             assert not policy.decide(state, step + 1, None, can_reuse=True).reuse
 
 
 @settings(deadline=None)
-@given(start=st.integers(0, 5), interval=st.integers(2, 5), stop=st.integers(0, 14), depth=st.integers(1, 3))
-def test_interval_keeps_what_can_be_used_and_nothing_else(start, interval, stop, depth):
+@given(start=st.integers(0, 5), every=st.integers(2, 5), stop=st.integers(0, 14), depth=st.integers(1, 3))
+def test_interval_keeps_what_can_be_used_and_nothing_else(start, every, stop, depth):
     """A feature is worth keeping exactly if a later step may be predicted from it."""
-    policy, steps = Interval(start, interval, stop), 20
-    reused = [s for s in range(steps) if start < s < stop and (s - start) % interval]
+    steps = 20
+    policy = by_interval(start, every, stop, steps)
+    reused = [s for s in range(steps) if start < s < stop and (s - start) % every]
     for step in range(steps):
         if step in reused:
             continue
         used = any(step in [c for c in range(s) if c not in reused][-depth:] for s in reused)
-        if used:
-            assert policy.worth_keeping(step, depth)
-        if depth == 1 and step < start:
-            assert not policy.worth_keeping(step, depth)
-        if step >= stop:
-            assert not policy.worth_keeping(step, depth)
+        assert policy.worth_keeping(step, depth) >= used
+        if depth == 1 or step > max(reused, default=-1):
+            assert policy.worth_keeping(step, depth) == used
 
 
 @settings(deadline=None)
@@ -62,7 +64,7 @@ def test_schedule_against_its_definition(computed, steps):
             assert not policy.decide(state, step + 1, None, can_reuse=True).reuse
 
 
-@pytest.mark.parametrize("policy", [Interval(0, 3, 20), Schedule(frozenset({0, 3, 6, 9}), 20)])
+@pytest.mark.parametrize("policy", [by_interval(0, 3, 20, 20), Schedule(frozenset({0, 3, 6, 9}), 20)])
 def test_a_missed_refresh_is_made_up_for(policy):
     state = policy.decide(None, 0, None, False).state
     state = policy.decide(state, 1, None, True).state
@@ -72,7 +74,7 @@ def test_a_missed_refresh_is_made_up_for(policy):
     assert not policy.decide(late.state, 6, None, True).reuse
 
 
-@pytest.mark.parametrize("policy", [Interval(0, 3, 20), Schedule(frozenset({0, 3}), 20)])
+@pytest.mark.parametrize("policy", [by_interval(0, 3, 20, 20), Schedule(frozenset({0, 3}), 20)])
 def test_scheduled_policies_obey_can_reuse(policy):
     for step in range(20):
         assert not policy.decide(0, step, None, can_reuse=False).reuse

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mindie_cache.checks import flag, real, whole
 from mindie_cache.errors import ConfigError
 from mindie_cache.methods.base import NO_END, ExtrapolationOptions, LimitOptions, Recipe, block_range, estimate
-from mindie_cache.policies import Adastep, Interval, Limits, Policy, Schedule
+from mindie_cache.policies import Adastep, Limits, Policy, Schedule, interval
 from mindie_cache.sites import EachCall
 from mindie_cache.streams import BlockStreams, WholeOutput
 from mindie_cache.taps import ModelInput
@@ -75,7 +75,8 @@ def _steps(config: CacheConfig, stop: int) -> Policy:
     assert isinstance(options, ReuseOptions)
     if options.compute_steps is not None:
         return Schedule(frozenset(options.compute_steps), config.steps_count)
-    return Interval(config.step_start, config.step_interval, stop)
+    steps = interval(config.step_start, config.step_interval, stop, config.steps_count)
+    return Schedule(steps, config.steps_count, final_steps=0, reason="interval")  # the original forces no last step
 
 
 def dit_block_cache(config: CacheConfig) -> Recipe:

@@ -5,9 +5,8 @@ from mindie_cache.policies.adastep import Adastep
 from mindie_cache.policies.decision import Decision, Limits, Policy, Signal
 from mindie_cache.policies.dynamic_block import DynamicBlock
 from mindie_cache.policies.easycache import EasyCache
-from mindie_cache.policies.interval import Interval
 from mindie_cache.policies.residual_change import ResidualChange
-from mindie_cache.policies.schedule import PerBranch, Schedule
+from mindie_cache.policies.schedule import PerBranch, Schedule, interval
 from mindie_cache.policies.teacache import TeaCache
 
 __all__ = [
@@ -16,7 +15,6 @@ __all__ = [
     "Decision",
     "DynamicBlock",
     "EasyCache",
-    "Interval",
     "Limits",
     "Motion",
     "PerBranch",
@@ -25,4 +23,5 @@ __all__ = [
     "Schedule",
     "Signal",
     "TeaCache",
+    "interval",
 ]

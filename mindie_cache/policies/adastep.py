@@ -53,7 +53,7 @@ class Adastep(Policy):
         return judged
 
     def _judge(self, state: AdastepState | None, step: int, signal: Signal, can_reuse: bool) -> Decision:
-        if state is None:
+        if state is None or state.latents.shape != signal.value.shape:
             return Decision(False, AdastepState(signal.own()), "no data")
         length = self._length(signal.value, state)
         if not math.isfinite(length):

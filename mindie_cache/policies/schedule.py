@@ -1,20 +1,28 @@
-"""Schedule: a fixed set of computed steps, from a search, a table or a published rule."""
+"""Schedule: a fixed set of computed steps, from an interval, a search, a table or a published rule."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from mindie_cache.policies.decision import Decision, Policy
+
+
+def interval(start: int, every: int, stop: int, steps_count: int) -> frozenset[int]:
+    """The computed steps of MindIE-SD's two caches: reuse at the steps s with ``start < s < stop`` that are not
+    ``start``, ``start + every``, ...; compute at all others."""
+    reused = {step for step in range(start + 1, min(stop, steps_count)) if (step - start) % every}
+    return frozenset(range(steps_count)) - reused
 
 
 @dataclass(frozen=True)
 class Schedule(Policy):
     """Compute at `compute_steps`, at step 0 and at the last `final_steps` of `steps_count` steps; reuse elsewhere.
 
-    A computed step that could not take place (guidance left the branch out) is made up for at the first opportunity.
-    Features of steps before `keep_from` are not kept. `reason` is the word for a computed step in reports.
+    A computed step that could not take place (guidance left the branch out, an outer cache skipped the call) is made up
+    for at the first opportunity. Features of steps before `keep_from` are not kept. `reason` is the word in reports.
     """
 
     compute_steps: frozenset[int]
@@ -31,16 +39,25 @@ class Schedule(Policy):
             return Decision(False, step, "last step")
         if not can_reuse:
             return Decision(False, step, "no data")
-        if any([state < planned < step for planned in self.compute_steps]):
+        if any([planned in self.compute_steps for planned in range(state + 1, step)]):
             return Decision(False, step, "late refresh")
         return Decision(True, state, self.reason)
 
     def worth_keeping(self, step: int, depth: int) -> bool:
-        return self.keep_from <= step < self.steps_count - max(1, self.final_steps)
+        if not self.keep_from <= step < _last_reused(self):
+            return False
+        # A predictor of several snapshots takes the newest ones that this branch has, also if it misses planned steps.
+        return depth > 1 or step not in self.compute_steps or step + 1 not in self.compute_steps
 
     def last_use(self, step: int) -> bool:
         following = step + 1
         return following in self.compute_steps or following >= self.steps_count - self.final_steps
+
+
+@cache
+def _last_reused(schedule: Schedule) -> int:
+    steps = range(1, schedule.steps_count - schedule.final_steps)
+    return max([step for step in steps if step not in schedule.compute_steps], default=-1)
 
 
 @dataclass(frozen=True)
