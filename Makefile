@@ -5,18 +5,24 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10))
+WRONG_PYTHON := PYTHON=$(PYTHON) is not Python 3.10 or later. Name one that is, for example: make PYTHON=python3.12
 
 .PHONY: help demo test check dev bench clean
 help: ## say what each target does
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): setup.py mindie_cache/version.py
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip && $(BIN)/python -c "$(NEW_ENOUGH)" || { \
+		$(PYTHON) -c "$(NEW_ENOUGH)" || { echo "$(WRONG_PYTHON)" >&2; exit 1; }; \
+		$(PYTHON) -m venv --clear $(VENV); }  # --clear: what is there is of an old Python, or was interrupted
+	@echo "Setting up $(VENV): this may download PyTorch and take a few minutes."
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" setuptools wheel -e .
 	@touch $@
 
 $(TOOLS): $(READY)
+	@echo "Installing the development tools into $(VENV)."
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" -e ".[dev]"
 	@touch $@
 
@@ -37,5 +43,5 @@ dev: $(TOOLS) ## set up .venv with all development tools
 bench: $(TOOLS) ## measure host time per call, beside MindIE-SD's cache_agent
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
 
-clean: ## remove .venv, caches and outputs
+clean: ## remove .venv, caches and outputs (trainings in runs/ stay)
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
