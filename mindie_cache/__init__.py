@@ -1,5 +1,10 @@
 """mindie_cache: caching for diffusion-transformer inference on Ascend NPU, CUDA and CPU."""
 
+from pathlib import Path
+
+if not (Path(__file__).parent / "ops").is_dir():  # installed, ops/ is inside the package; in a checkout it lies beside it
+    __path__.append(str(Path(__file__).parents[1]))
+
 from mindie_cache.agent import CacheAgent
 from mindie_cache.clock import branch, forget_request, run
 from mindie_cache.config import CacheConfig
