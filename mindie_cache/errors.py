@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import warnings
 from collections.abc import Iterable
 
@@ -47,4 +48,12 @@ class WarnOnce:
     def __call__(self, kind: str, message: str) -> None:
         if kind not in self._given:
             self._given.add(kind)
-            warnings.warn(message, CacheWarning, stacklevel=4)
+            warnings.warn(message, CacheWarning, stacklevel=_users_level())
+
+
+def _users_level() -> int:
+    """The `stacklevel` of the user's line, for our caller: the first frame outside this package and PyTorch."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("mindie_cache", "torch"):
+        level, frame = level + 1, frame.f_back
+    return level
