@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from mindie_cache.checks import whole
 from mindie_cache.errors import ConfigError, did_you_mean
 from mindie_cache.methods.base import NO_END, tupled
+from mindie_cache.parsing import parse_json, parse_yaml
 from mindie_cache.placement import PLACEMENTS
 from mindie_cache.recipes import METHODS, check_fields
 
@@ -113,29 +114,21 @@ class CacheConfig:
     @classmethod
     def from_yaml(cls, path: str | PathLike[str]) -> CacheConfig:
         """Read and validate a YAML file."""
-        import yaml  # not needed by those who configure in code
-
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not valid YAML: {error}") from None
-        return cls._from_file(values, path)
+        return cls._from_file(parse_yaml, "YAML", path)
 
     @classmethod
     def from_json(cls, path: str | PathLike[str]) -> CacheConfig:
         """Read and validate a JSON file."""
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not valid JSON: {error}") from None
-        return cls._from_file(values, path)
+        return cls._from_file(parse_json, "JSON", path)
 
     @classmethod
-    def _from_file(cls, values: Any, path: str | PathLike[str]) -> CacheConfig:
+    def _from_file(cls, parse: Callable[[str], Any], form: str, path: str | PathLike[str]) -> CacheConfig:
         try:
-            return cls.from_dict(values)
+            return cls.from_dict(parse(Path(path).read_text(encoding="utf-8")))
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
+        except ValueError as error:
+            raise ConfigError(f"{path} is not valid {form}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; fields at their defaults are left out, except the three required ones."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mindie_cache import AdastepOptions, CacheConfig, ReuseOptions
+from mindie_cache import AdastepOptions, CacheConfig, ConfigError, ReuseOptions
 
 WORDS = st.text("abcdefghij_", min_size=1, max_size=8)
 
@@ -130,3 +131,43 @@ def test_a_configuration_is_frozen_and_validation_keeps_it():
 def test_every_option_has_a_default():
     for kind in (ReuseOptions, AdastepOptions):
         assert {field.name for field in fields(kind)} == set(vars(kind()))
+
+
+TWICE = """
+method: dit_block_cache
+blocks_count: 4
+steps_count: 10
+step_interval: 2
+step_interval: 3
+"""
+TWICE_INSIDE = '{"method": "dit_block_cache", "blocks_count": 4, "steps_count": 10, "options": {"order": 1, "order": 2}}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.yaml", TWICE, "a.yaml: key 'step_interval' is given twice. Keep one of them."),
+        ("a.json", TWICE_INSIDE, "a.json: key 'order' is given twice. Keep one of them."),
+        ("b.yaml", TWICE_INSIDE, "b.yaml: key 'order' is given twice. Keep one of them."),
+        ("a.yaml", "", "a.yaml: the file is empty."),
+        ("a.yaml", "# method: adastep", "a.yaml: the file is empty."),
+        ("a.json", "  ", "a.json: the file is empty."),
+        ("a.json", "{", "a.json is not valid JSON: Expecting property name"),
+        ("a.yaml", "a: [", "a.yaml is not valid YAML: while parsing a flow node"),
+        ("a.yaml", "\udcff", "a.yaml is not valid YAML: 'utf-8' codec"),
+        ("a.json", "[]", "a.json: A cache configuration is a mapping of fields, but this is a list."),
+    ],
+)
+def test_files_that_are_refused(tmp_path, monkeypatch, name, text, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text(text, errors="surrogateescape")
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        (CacheConfig.from_json if name.endswith("json") else CacheConfig.from_yaml)(name)
+
+
+def test_merging_in_yaml_is_no_repetition(tmp_path):
+    path = tmp_path / "cache.yaml"
+    path.write_text(
+        "<<: {<<: {blocks_count: 8}, method: dit_block_cache, blocks_count: 9, steps_count: 10}\nblocks_count: 4\n"
+    )
+    assert CacheConfig.from_yaml(path) == CacheConfig("dit_block_cache", 4, 10).validated()
