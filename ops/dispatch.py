@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-OPS = ("combine", "relative_l1")
+from mindie_cache.ops.fourier import has_fft
 
 
 class Choice(NamedTuple):
@@ -18,7 +19,25 @@ class Choice(NamedTuple):
 
 def explain(device: str = "cpu") -> list[Choice]:
     """List the implementation of every op for tensors on `device` ("cpu", "cuda" or "npu")."""
+    return [Choice(op, device, *choose(device)) for op, choose in OPS.items()]
+
+
+def _reference(device: str) -> tuple[str, str]:
     reason = {
         "cpu": "the PyTorch reference is the implementation for the CPU",
     }.get(device, "this version ships no fused kernel; the PyTorch reference runs on every device that PyTorch runs on")
-    return [Choice(op, device, "reference", reason) for op in OPS]
+    return "reference", reason
+
+
+def _frequencies(device: str) -> tuple[str, str]:
+    if has_fft(device):
+        return "fft", "PyTorch has an FFT for this device"
+    return "matrix products", "no FFT of all sizes there; products with Fourier matrices give the same numbers"
+
+
+OPS: dict[str, Callable[[str], tuple[str, str]]] = {
+    "band_split": _frequencies,
+    "combine": _reference,
+    "low_pass": _frequencies,
+    "relative_l1": _reference,
+}

@@ -3,6 +3,9 @@
 import json
 import platform
 import shlex
+import subprocess
+import sys
+from subprocess import PIPE
 
 import pytest
 import torch
@@ -69,17 +72,19 @@ def test_demo_prints_a_table_and_where_the_files_are(small_model, tmp_path, caps
     [
         ("--prompt 'a red dog moving left'", "unknown words ['dog']"),
         ("--steps 3", "steps=3 is out of range"),
-        ("--device gpu", "device='gpu' is not known"),
+        ("--device xpu", "device='xpu' is not known"),
         ("--device cuda:99", "'cuda:99' is not usable here"),
         ("--config missing.yaml", "missing.yaml: cannot be read"),
         ("--config broken.yaml", "broken.yaml is not valid YAML"),
-        ("--only-config", "Add --config FILE"),
-        ("--out broken.yaml/out", "cannot be made"),
+        ("--config empty.yaml", "empty.yaml: the file is empty"),
+        ("--only-config", "error: --only-config leaves nothing to compare with uncached. Add --config FILE"),
+        ("--out broken.yaml/out", "--out broken.yaml/out: cannot be written"),
     ],
 )
 def test_errors_of_the_user_are_one_line(small_model, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.yaml").write_text("a: [")
+    (tmp_path / "empty.yaml").write_text("")
     assert cli.main(["demo", *shlex.split(arguments)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -115,6 +120,13 @@ def test_interrupting_is_quiet(monkeypatch, capsys):
     assert capsys.readouterr().err == "mindie-cache: interrupted\n"
 
 
+def test_a_reader_that_goes_away_is_no_error():
+    process = subprocess.Popen([sys.executable, "-m", "mindie_cache", "doctor"], stdout=PIPE, stderr=PIPE, text=True)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == ("", 141)
+    process.stderr.close()
+
+
 # ------------------------------------------------------------------------------------------------ doctor
 
 
@@ -140,7 +152,7 @@ def test_doctor_for_machines(capsys):
     assert set(found) == {"versions", "machine", "environment", "devices", "ops"}
     assert [device["kind"] for device in found["devices"]] == ["npu", "cuda", "cpu"]
     assert all(device["usable"] or device["reason"] for device in found["devices"])
-    assert {op["op"] for op in found["ops"]} == {"combine", "relative_l1"}
+    assert {op["op"] for op in found["ops"]} == {"band_split", "combine", "low_pass", "relative_l1"}
 
 
 def test_doctor_shows_why_an_npu_is_not_usable(monkeypatch, tmp_path, capsys):

@@ -40,7 +40,7 @@ def test_public_names():
         "run",
     ]
     assert all(hasattr(mindie_cache, name) for name in mindie_cache.__all__)
-    assert mindie_cache.ops.__all__ == ["Choice", "combine", "explain", "relative_l1"]
+    assert mindie_cache.ops.__all__ == ["Choice", "band_split", "combine", "explain", "low_pass", "relative_l1"]
 
 
 def defaults(kind: type) -> dict[str, object]:
@@ -122,7 +122,9 @@ def parameters(function: object) -> str:
         (mindie_cache.run, "request=None"),
         (mindie_cache.branch, "name='cond', kw:step=None, kw:timestep=None"),
         (mindie_cache.forget_request, "request"),
+        (mindie_cache.ops.band_split, "x, radius"),
         (mindie_cache.ops.combine, "snapshots, weights, reference=None"),
+        (mindie_cache.ops.low_pass, "x, highest, dim"),
         (mindie_cache.ops.relative_l1, "current, previous"),
         (mindie_cache.ops.explain, "device='cpu'"),
     ],
