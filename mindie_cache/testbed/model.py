@@ -87,6 +87,10 @@ def _grid_positions(grid: tuple[int, int, int], dim: int) -> Tensor:
     return torch.cat([_sinusoid(axis.flatten(), dim // 3, period=100.0) for axis in axes], dim=-1)
 
 
+def _modulate(normed: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return normed * (1 + scale) + shift
+
+
 class JointAttention(nn.Module):
     """Attention over both streams at once, with normalised queries and keys (Esser et al., 2024)."""
 
@@ -130,7 +134,8 @@ class TestbedBlock(nn.Module):
     def __init__(self, config: TestbedConfig) -> None:
         super().__init__()
         self.cache: CallCache | None = None
-        self.norm = nn.LayerNorm(config.dim, elementwise_affine=False, eps=1e-6)
+        self.norm1 = nn.LayerNorm(config.dim, elementwise_affine=False, eps=1e-6)
+        self.norm2 = nn.LayerNorm(config.dim, elementwise_affine=False, eps=1e-6)
         self.attn = JointAttention(config.dim, config.heads)
         self.ff = FeedForward(config.dim, config.mlp_ratio)
         self.ff_context = FeedForward(config.dim, config.mlp_ratio)
@@ -141,24 +146,31 @@ class TestbedBlock(nn.Module):
 
     def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor) -> tuple[Tensor, Tensor]:
         """Both streams ``(batch, tokens, dim)`` and ``temb`` ``(batch, 2, 6, dim)`` in, both streams out."""
-        modulation = (temb * self.modulation_scale + self.modulation_bias).unsqueeze(3)
-        video, text = (stream.unbind(1) for stream in modulation.unbind(1))
+        video, text = self._modulation(temb)
         attn_video, attn_text = _call(
             self.cache,
             self.attn,
-            hidden_states=self._modulate(hidden_states, *video[:2]),
-            encoder_hidden_states=self._modulate(encoder_hidden_states, *text[:2]),
+            hidden_states=_modulate(self.norm1(hidden_states), *video[:2]),
+            encoder_hidden_states=_modulate(self.norm1(encoder_hidden_states), *text[:2]),
         )
         hidden_states = hidden_states + video[2] * attn_video
         encoder_hidden_states = encoder_hidden_states + text[2] * attn_text
-        hidden_states = hidden_states + video[5] * self.ff(self._modulate(hidden_states, *video[3:5]))
+        hidden_states = hidden_states + video[5] * self.ff(_modulate(self.norm2(hidden_states), *video[3:5]))
         encoder_hidden_states = encoder_hidden_states + text[5] * self.ff_context(
-            self._modulate(encoder_hidden_states, *text[3:5])
+            _modulate(self.norm2(encoder_hidden_states), *text[3:5])
         )
         return hidden_states, encoder_hidden_states
 
-    def _modulate(self, stream: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        return self.norm(stream) * (1 + scale) + shift
+    def modulated_input(self, hidden_states: Tensor, temb: Tensor, **others: Tensor) -> Tensor:
+        """What enters the attention of the video stream; methods that watch the modulated input ask for it."""
+        video, _ = self._modulation(temb)
+        return _modulate(self.norm1(hidden_states), *video[:2])
+
+    def _modulation(self, temb: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Shift, scale and gate of the attention, then of the feed-forward: for the video, and for the text."""
+        modulation = (temb * self.modulation_scale + self.modulation_bias).unsqueeze(3)
+        video, text = modulation.unbind(1)
+        return video.unbind(1), text.unbind(1)
 
 
 class TestbedTransformer(nn.Module):
