@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from mindie_cache.errors import ConfigError, ParametersInvalid
 from mindie_cache.version import __version__
 
-EXIT_OK, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 2, 130
+EXIT_OK, EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED = 0, 2, 130, 141
 
 _DEMO_TEXT = """\
 Generate the same prompts with the same seeds without a cache and with every caching method at several strengths, and
@@ -55,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, e.g. `| head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered must not fail at exit
+        return EXIT_PIPE_CLOSED
     except (ConfigError, ParametersInvalid, OSError) as error:
         print("mindie-cache: error:", " ".join(str(error).split()), file=sys.stderr)  # messages of parsers span lines
         return EXIT_USER_ERROR
@@ -133,8 +138,7 @@ def _demo(arguments: argparse.Namespace) -> None:
         out=arguments.out,
     )
     model = testbed.load_testbed(device.resolve(arguments.device))
-    outcomes = run_demo(options, model)
-    print(summary(outcomes))
+    run_demo(options, model, show=lambda outcomes: print(summary(outcomes), flush=True))
     print(f"\npictures and results.json are in {options.out}")
 
 
@@ -143,7 +147,3 @@ def _doctor(arguments: argparse.Namespace) -> None:
 
     diagnosis = diagnose()
     print(diagnosis.to_json() if arguments.json else diagnosis)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -17,6 +17,7 @@ import torch
 from mindie_cache.errors import ConfigError, did_you_mean
 
 KINDS = ("npu", "cuda", "cpu")  # in the order in which "auto" takes them
+ALIASES = {"gpu": "cuda"}
 _NAME = re.compile(r"([a-z]+)(?::(\d+))?")
 
 
@@ -48,17 +49,19 @@ def available_devices() -> list[torch.device]:
 def resolve(name: str = "auto") -> torch.device:
     """Return the device that `name` means: "auto" (the best one there is), "cpu", "cuda", "cuda:1", "npu", "npu:0".
 
+    "gpu" is another word for "cuda".
+
     Raises:
         ConfigError: the name is not known, or there is no such device here; says what was found and what to do.
     """
     if name == "auto":
         return available_devices()[0]
     match = _NAME.fullmatch(name) if isinstance(name, str) else None
-    if match is None or match[1] not in KINDS or (match[1] == "cpu" and match[2]):
+    kind = ALIASES.get(match[1], match[1]) if match else ""
+    if match is None or kind not in KINDS or (kind == "cpu" and match[2]):
         hint = did_you_mean(name, ("auto", *KINDS))
         raise ConfigError(f"device={name!r} is not known. {hint} An index may follow, e.g. 'cuda:1'.")
-    kind, index = match[1], int(match[2] or 0)
-    found = probe(kind)
+    index, found = int(match[2] or 0), probe(kind)
     if index >= len(found.names):
         raise ConfigError(f"device={name!r} is not usable here. {_next_action(found)}")
     return torch.device(kind if kind == "cpu" else f"{kind}:{index}")

@@ -3,17 +3,19 @@
 import itertools
 import json
 import math
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from mindie_cache import CacheAgent, CacheConfig, ConfigError, ParametersInvalid
-from mindie_cache.demo import Batch, DemoOptions, attached, compare, default_settings, psnr, run_demo, ssim
+from mindie_cache.demo import Batch, DemoOptions, attached, compare, default_settings, psnr, run_demo, runner, session, ssim
 from mindie_cache.demo.attach import ATTENTION, BLOCK, FORWARD
 from mindie_cache.demo.options import QUICK_PROMPTS, QUICK_STEPS
 from mindie_cache.demo.plan import LEAST_STEPS, Setting, default_prompts, quick_settings, read_settings, uncached
-from mindie_cache.demo.runner import run_sample
+from mindie_cache.demo.runner import run_sample, steps_total
 from mindie_cache.demo.table import summary
 from mindie_cache.demo.work import operations, share_computed
 from mindie_cache.recipes import bypass_reason
@@ -36,6 +38,12 @@ def model():
 
 def caches(model):
     return [place.cache for place in (model, *model.transformer_blocks)]
+
+
+def one_setting(folder):
+    """Options of a demo that is over soon; its files go to `folder`."""
+    block_cache(steps=4).to_yaml(folder / "mine.yaml")
+    return DemoOptions(prompts=(PROMPT,), steps=4, repeats=1, configs=(folder / "mine.yaml",), only_config=True, out=folder)
 
 
 def block_cache(steps=6, **fields):
@@ -137,7 +145,7 @@ def test_configurations_from_files(tmp_path):
     ("name", "text", "message"),
     [
         ("a.yaml", None, "cannot be read: No such file"),
-        ("a.toml", "", "Allowed: .json, .yaml, .yml"),
+        ("a.toml", "", "a.toml: '.toml' is not a known format. .*Allowed: .json, .yaml, .yml"),
         ("a.yaml", "method: dit_block_cache\nblocks_count: 4\nsteps_count: 6", "blocks_count=4 .*Set blocks_count: 3"),
         ("a.yaml", "method: adastep\nblocks_count: 1\nsteps_count: 7", "steps_count=7 .*Set steps_count: 6 .*--steps"),
         ("a.json", '{"method": "adastep", "block_count": 1}', "Did you mean 'blocks_count'"),
@@ -225,9 +233,11 @@ def test_compare_measures_likeness_to_the_uncached_run_of_the_same_batch(model):
     off = Setting("off", "", 6, (block_cache(step_interval=1),))
     some = Setting("some", "", 6, (block_cache(),))
     steps = []
-    reference, same, other = compare(model, [uncached(6), off, some], [BATCH, BATCH, BATCH], steps.append)
-    order = ["uncached", "off", "some"]
+    settings, batches = [uncached(6), off, some], [BATCH, BATCH, BATCH]
+    reference, same, other = compare(model, settings, batches, steps.append)
+    order = ["uncached", "off", "some", "uncached"]
     assert steps == [name for names in (order, order[::-1], order) for name in names for _ in range(6)]
+    assert len(steps) == steps_total(settings, batches)
     assert reference.ratios == [1.0] * 3
     assert same.psnr == [math.inf] * 6
     assert same.share == 1.0
@@ -240,6 +250,16 @@ def test_compare_measures_likeness_to_the_uncached_run_of_the_same_batch(model):
     assert "same" in text
     assert "##.#.#  blocks" in text
     assert "note: off: dit_block_cache is off" in text
+
+
+def test_settings_are_compared_with_the_mean_of_an_uncached_run_before_and_one_after(model, monkeypatch):
+    """On a clock that the settings advance: a machine that slows down evenly does not look like a slow-down by a cache."""
+    seconds = iter([9.0, 1.0, 2.0, 3.0, 3.0, 2.0, 1.0])  # warm-up; a repetition each way
+    ticks = iter([tick for second in seconds for tick in (0.0, second)])
+    monkeypatch.setattr(runner, "perf_counter", lambda: next(ticks))
+    reference, some = compare(model, [uncached(4), Setting("some", "", 4)], [BATCH, BATCH])
+    assert (reference.seconds, some.seconds) == ([2.0, 2.0], [2.0, 2.0])
+    assert (reference.speedup, some.speedup) == (1.0, 1.0)
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -290,5 +310,27 @@ def test_long_names_many_prompts_and_only_configurations(model, tmp_path):
 
 def test_a_folder_that_cannot_be_made(model, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be made"):
+    with pytest.raises(ConfigError, match="cannot be written: Not a directory"):
         run_demo(DemoOptions(quick=True, out=tmp_path / "file" / "out"), model)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder in which not even root can write")
+def test_a_folder_that_cannot_be_written_is_noticed_before_anything_is_measured(model):
+    model.register_forward_hook(lambda *args: pytest.fail("measured"))
+    with pytest.raises(ConfigError, match=r"--out /proc/self: cannot be written: .* Choose another"):
+        run_demo(DemoOptions(quick=True, out=Path("/proc/self")), model)
+
+
+def test_results_are_shown_before_files_are_written(model, tmp_path):
+    (tmp_path / "contact_sheet.png").mkdir()
+    shown = []
+    with pytest.raises(IsADirectoryError):
+        run_demo(one_setting(tmp_path), model, show=shown.extend)
+    assert shown[0].setting.name == "uncached"
+
+
+def test_the_progress_bar_may_be_disabled(model, tmp_path, monkeypatch):
+    """By the environment variable TQDM_DISABLE, which tqdm reads when it is imported."""
+    monkeypatch.setattr(session, "tqdm", partial(session.tqdm, disable=True))
+    run_demo(one_setting(tmp_path), model)
+    assert (tmp_path / "results.json").is_file()

@@ -52,7 +52,8 @@ def test_cpu_is_always_there():
 def test_auto_prefers_the_accelerator(two_gpus, monkeypatch):
     assert [str(found) for found in device.available_devices()] == ["cuda:0", "cuda:1", "cpu"]
     assert device.resolve("auto") == device.resolve("cuda") == torch.device("cuda:0")
-    assert device.resolve("cuda:1") == torch.device("cuda:1")
+    assert device.resolve("cuda:1") == device.resolve("gpu:1") == torch.device("cuda:1")
+    assert device.resolve("gpu") == torch.device("cuda:0")
     waited = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     device.synchronize(torch.device("cuda:1"))
@@ -81,7 +82,7 @@ def test_the_drivers_words_are_kept(monkeypatch):
     assert device.probe("cuda").reason == "RuntimeError: Found no NVIDIA driver on your system."
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:-1", "cpu:0", "CUDA", "", "mps", 3, None])
+@pytest.mark.parametrize("name", ["gpus", "cuda:", "cuda:-1", "cpu:0", "CUDA", "", "mps", 3, None])
 def test_unknown_names(name):
     with pytest.raises(ConfigError, match=r"is not known\. .*Allowed: auto, cpu, cuda, npu"):
         device.resolve(name)

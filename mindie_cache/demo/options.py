@@ -57,7 +57,7 @@ class DemoOptions:
         for prompt in self.prompts:
             parse_prompt(prompt)
         if self.only_config and not self.configs:
-            raise ConfigError("only_config needs a configuration to run. Add --config FILE.")
+            raise ConfigError("--only-config leaves nothing to compare with uncached. Add --config FILE.")
 
     @property
     def steps_count(self) -> int:

@@ -89,7 +89,7 @@ def read_settings(paths: Sequence[Path], steps: int, blocks: int) -> list[Settin
     for path in paths:
         reader = READERS.get(path.suffix.lower())
         if reader is None:
-            raise ConfigError(f"{path}: {did_you_mean(path.suffix, READERS)} Name the file by its format.")
+            raise ConfigError(f"{path}: {path.suffix!r} is not a known format. {did_you_mean(path.suffix, READERS)}")
         try:
             config = reader(path)
         except OSError as error:

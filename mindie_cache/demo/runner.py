@@ -1,7 +1,7 @@
 """Runs every setting on the same prompts and seeds, and measures time, work and likeness. Writes and prints nothing.
 
-A repetition is one batch of prompts: uncached and then every setting (odd repetitions in the reverse order, so that a
-drift of the machine's speed cancels). So every second of the demo measures both speed and quality.
+A repetition is one batch of prompts: uncached, every setting, and uncached again, whose mean the settings are compared
+with. Odd repetitions go through the settings in the reverse order: so a drift of the machine's speed cancels.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
 
@@ -50,7 +50,7 @@ class Outcome:
     """All that was measured of one setting. Lists grow by one a repetition, or by one a video."""
 
     setting: Setting
-    seconds: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)  # of uncached, the mean of the two runs of a repetition
     ratios: list[float] = field(default_factory=list)  # uncached seconds of the same repetition over these
     shares: list[float] = field(default_factory=list)
     psnr: list[float] = field(default_factory=list)  # dB, a video
@@ -118,15 +118,25 @@ def compare(
     """
     cost = operations(model.config)
     outcomes = [Outcome(setting) for setting in settings]
+
+    def sample(index: int, batch: Batch) -> Sample:
+        return run_sample(model, settings[index], batch, partial(on_step, settings[index].name))
+
     run_sample(model, Setting("warm-up", "", WARM_UP_STEPS), batches[0])
     for repetition, batch in enumerate(batches):
-        samples: dict[int, Sample] = {}
-        order = range(len(settings))
-        for index in reversed(order) if repetition % 2 else order:
-            samples[index] = run_sample(model, settings[index], batch, partial(on_step, settings[index].name))
+        others = range(1, len(settings))
+        before = sample(0, batch)
+        samples = {index: sample(index, batch) for index in (reversed(others) if repetition % 2 else others)}
+        after = sample(0, batch)
+        samples[0] = replace(before, seconds=(before.seconds + after.seconds) / 2)
         for index, outcome in enumerate(outcomes):
             _add(outcome, samples[index], samples[0], batch, cost, settings[0].steps)
     return outcomes
+
+
+def steps_total(settings: Sequence[Setting], batches: Sequence[Batch]) -> int:
+    """How many denoising steps `compare` makes known."""
+    return len(batches) * (settings[0].steps + sum(setting.steps for setting in settings))
 
 
 def _add(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from tqdm import tqdm
 from mindie_cache import ConfigError
 from mindie_cache.demo.options import DemoOptions
 from mindie_cache.demo.pictures import Row, animation, contact_sheet, save_animation
-from mindie_cache.demo.runner import Batch, Outcome, compare
+from mindie_cache.demo.plan import Setting
+from mindie_cache.demo.runner import Batch, Outcome, compare, steps_total
 from mindie_cache.demo.table import decibels, marks
 from mindie_cache.doctor import machine, versions
 from mindie_cache.testbed import TestbedTransformer
@@ -25,8 +27,12 @@ SHOWN = 6  # prompts in the pictures at most
 SHEET, ANIMATION, RESULTS = "contact_sheet.png", "demo.gif", "results.json"
 
 
-def run_demo(options: DemoOptions, model: TestbedTransformer) -> list[Outcome]:
+def run_demo(
+    options: DemoOptions, model: TestbedTransformer, show: Callable[[Sequence[Outcome]], None] = lambda outcomes: None
+) -> list[Outcome]:
     """Measure every setting on `model`, write the files to `options.out`, and return what was measured.
+
+    `show` gets it before the files are written: a full disk loses no result.
 
     Raises:
         ConfigError: a configuration file is not valid or does not fit; the folder cannot be written.
@@ -34,20 +40,28 @@ def run_demo(options: DemoOptions, model: TestbedTransformer) -> list[Outcome]:
     settings = options.settings(model.config.blocks)
     batches = options.batches()
     _make(options.out)
-    total = options.repeats_count * sum(setting.steps for setting in settings)
-    with tqdm(total=total, unit="step", mininterval=0.5, dynamic_ncols=True) as bar:
-
-        def on_step(name: str) -> None:
-            if bar.desc != f"{name}: ":
-                bar.set_description(name, refresh=False)
-            bar.update()
-
-        outcomes = compare(model, settings, batches, on_step)
+    outcomes = _measured(model, settings, batches)
+    show(outcomes)
     device = next(model.parameters()).device
     write_pictures(outcomes, batches[0].prompts[:SHOWN], options)
     text = json.dumps(document(outcomes, batches, options, device), indent=1, allow_nan=False)
     (options.out / RESULTS).write_text(text + "\n", encoding="utf-8")
     return outcomes
+
+
+def _measured(model: TestbedTransformer, settings: Sequence[Setting], batches: Sequence[Batch]) -> list[Outcome]:
+    """`compare` with a progress bar that names the setting under way."""
+    shown = ""
+    with tqdm(total=steps_total(settings, batches), unit="step", mininterval=0.5, dynamic_ncols=True) as bar:
+
+        def on_step(name: str) -> None:
+            nonlocal shown
+            if name != shown:
+                shown = name
+                bar.set_description(name, refresh=False)
+            bar.update()
+
+        return compare(model, settings, batches, on_step)
 
 
 def write_pictures(outcomes: Sequence[Outcome], prompts: Sequence[str], options: DemoOptions) -> None:
@@ -118,7 +132,10 @@ def _finite(value: float) -> float | None:
 
 
 def _make(folder: Path) -> None:
+    """Make sure, before anything is measured, that files can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        raise ConfigError(f"--out {folder}: cannot be made: {error.strerror}. Choose another folder.") from None
+        raise ConfigError(f"--out {folder}: cannot be written: {error.strerror}. Choose another folder.") from None

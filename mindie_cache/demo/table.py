@@ -12,7 +12,7 @@ from mindie_cache.demo.runner import Outcome
 HEADS = ("setting", "computed", "speed-up", "PSNR dB", "SSIM", "accuracy", "kept")
 LEGEND = """\
 computed  matrix-product operations done, as a share of those of the uncached run: comparable between methods
-speed-up  median over the repetitions of uncached seconds / seconds
+speed-up  median over the repetitions of uncached seconds (mean of a run before and one after) / seconds
 PSNR SSIM likeness to the uncached video of the same seed, mean over the videos; PSNR "same" is bit-identical
 accuracy  videos that show the prompt's colour, shape and direction, as read from their pixels
 kept      peak size of the features kept for one batch of prompts"""
