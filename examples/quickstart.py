@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from mindie_cache import CacheAgent, CacheConfig
+from mindie_cache import CacheAgent, CacheConfig, CacheError
 from mindie_cache.testbed import generate, load_testbed
 
 STEPS = 30
@@ -47,4 +47,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except CacheError as error:  # e.g. a prompt with words that the model has not learned
+        raise SystemExit(f"error: {error}") from None

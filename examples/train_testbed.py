@@ -24,6 +24,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from mindie_cache import CacheError
+from mindie_cache.device import resolve
 from mindie_cache.testbed import (
     TestbedConfig,
     TestbedTransformer,
@@ -165,6 +167,10 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = parse_options()
+    try:
+        options.device = resolve(options.device)
+    except CacheError as error:
+        raise SystemExit(f"error: {error}") from None
     options.out.mkdir(parents=True, exist_ok=True)
     checkpoint = options.out / "checkpoint.pt"
     if checkpoint.exists() and not options.resume:
