@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -14,6 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mindie_cache import CacheAgent, CacheConfig
 
 DTYPE = torch.float64
+torch.set_num_threads(1)  # the tensors are tiny
+TOGETHER = pytest.param(
+    True, marks=pytest.mark.xfail(reason="a branch's first call drops what the branches share", strict=False)
+)
 
 
 class AdaNorm(nn.Module):

@@ -288,5 +288,37 @@ class Easy(Margin):
     def observe(self, x: Array, v: Array) -> None:
         if self.computed_in is not None:
             moved = np.abs(x - self.computed_in).mean()
-            self.rate = float(np.abs(v - self.computed_out).mean() / moved) if moved else None
+            grown = float(np.abs(v - self.computed_out).mean())
+            self.rate = grown / moved if moved else 0.0 if not grown else math.nan
         self.computed_in, self.computed_out = x, v
+
+
+class Dynamic(Margin):
+    """One block of the DynamicBlock cache: compared is the block's own input with that of the previous step.
+
+    published: this step's distance against the threshold. Otherwise the distances since the last computed step are
+    added up, this step's being taken as that of the step before, because it is not known yet.
+    """
+
+    def __init__(self, threshold: float, factor: int, published: bool, most: int | None = None) -> None:
+        self.threshold, self.factor, self.published, self.most = threshold, factor, published, most
+        self.inputs: list[Array] = []
+        self.last, self.feature = -1, None  # last computed step, its residual
+
+    def distance(self, step: int) -> float:
+        if step < 1:
+            return math.inf  # unknown
+        return relative_l1(self.inputs[step][..., :: self.factor], self.inputs[step - 1][..., :: self.factor])
+
+    def compute(self, step: int, entering: Array, forced: bool = False) -> bool:
+        self.inputs.append(entering)
+        if self.published:
+            drift = self.distance(step)
+        else:
+            known = [self.distance(earlier) for earlier in range(self.last + 1, step)]
+            drift = sum(known) + self.distance(step - 1)
+        answer = forced or not self.below(drift, self.threshold)
+        answer = answer or (self.most is not None and step - self.last > self.most)
+        if answer:
+            self.last = step
+        return answer
