@@ -9,6 +9,8 @@ from mindie_cache.agent import CacheAgent
 from mindie_cache.clock import branch, forget_request, run
 from mindie_cache.config import CacheConfig
 from mindie_cache.errors import CacheError, CacheWarning, ConfigError, ModelExecError, ParametersInvalid
+from mindie_cache.methods.broadcast import PabOptions
+from mindie_cache.methods.fastercache import CfgCacheOptions, FasterCacheOptions
 from mindie_cache.methods.mindie import AdastepOptions, ReuseOptions
 from mindie_cache.methods.probes import DualBlockOptions, DynamicBlockOptions, FirstBlockOptions
 from mindie_cache.methods.signals import AdaCacheOptions, CustomOptions, EasyCacheOptions, TeaCacheOptions
@@ -24,14 +26,17 @@ __all__ = [
     "CacheConfig",
     "CacheError",
     "CacheWarning",
+    "CfgCacheOptions",
     "ConfigError",
     "CustomOptions",
     "DualBlockOptions",
     "DynamicBlockOptions",
     "EasyCacheOptions",
+    "FasterCacheOptions",
     "FirstBlockOptions",
     "MagCacheOptions",
     "ModelExecError",
+    "PabOptions",
     "ParametersInvalid",
     "Report",
     "ReuseOptions",

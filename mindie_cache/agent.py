@@ -122,7 +122,8 @@ class CacheAgent:
         track.close_pass()
         if track.step == self.config.steps_count - 1:
             track.forget()
-            self._review(track.branch, track.common.log)
+            if track.policy.reuses:
+                self._review(track.branch, track.common.log)
 
     def _cut_short(self, scope: Scope, track: Track) -> None:
         """The last pass ended early: an outer cache skipped its remaining calls, or it was interrupted."""

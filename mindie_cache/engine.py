@@ -9,7 +9,7 @@ import torch
 
 from mindie_cache.distributed import Ranks
 from mindie_cache.errors import ModelExecError
-from mindie_cache.history import Features, History, own
+from mindie_cache.history import Features, own
 from mindie_cache.lanes import Common, Lane, Track, first_shape, signature
 from mindie_cache.methods.base import Recipe
 from mindie_cache.policies import Signal
@@ -27,7 +27,7 @@ class Engine:
         self._anchor = recipe.signal.anchor if recipe.signal else -1
         self._probed = recipe.probe.index if recipe.probe else -1
         self._ranks = Ranks(group)
-        self.call = self.block_range if recipe.site.anchored else self.each_call
+        self.call = recipe.site.passage(self)
         self.calls_count = calls_count
         self.steps_count = steps_count
 
@@ -37,8 +37,7 @@ class Engine:
         for index in range(self.calls_count):
             span = self.recipe.site.span(index)
             if span is not None and span not in spans:
-                history = History(self.recipe.predictor.depth, self.recipe.placement)
-                spans[span] = Lane(span.start, span.stop - 1, history)
+                spans[span] = Lane(span.start, span.stop - 1, self.recipe.new_history())
             lanes.append(None if span is None else spans[span])
         return Track(branch, self.recipe.policy.of(branch), lanes, self.steps_count, common)
 

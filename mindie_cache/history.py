@@ -68,6 +68,17 @@ class History:
             nbytes = self.placement.nbytes
             self._size = sum([nbytes(item) for item in snapshot if type(item) is not Plain])
 
+    @property
+    def width(self) -> int:
+        """Streams of a snapshot."""
+        return len(self._kept[-1]) if self._kept else 0
+
+    def fetch(self, stream: int) -> list[Any]:
+        """What is kept of one stream, oldest first: tensors, which are not to be changed, and Plain objects."""
+        fetch = self.placement.fetch
+        kept = [snapshot[stream] for snapshot in self._kept]
+        return [item if type(item) is Plain else fetch(item) for item in kept]
+
     def take(self) -> Features:
         """The newest snapshot itself; the history does not keep it any more, nor older ones."""
         fetch, newest = self.placement.fetch, self._kept.pop()
@@ -82,7 +93,7 @@ class History:
             kept = [snapshot[stream] for snapshot in self._kept]
             reference = references[stream] if references else None
             if type(newest) is Plain:
-                combined.append(_combine_objects([item.value for item in kept], weights, reference))
+                combined.append(combine_objects([item.value for item in kept], weights, reference))
             else:
                 tensors = [fetch(item) for item in kept]
                 if tensors[-1].dtype.is_floating_point or tensors[-1].dtype.is_complex:
@@ -92,9 +103,9 @@ class History:
         return tuple(combined)
 
 
-def _combine_objects(kept: list[Any], weights: Sequence[float], reference: Any) -> Any:
+def combine_objects(kept: list[Any], weights: Sequence[float], reference: Any) -> Any:
     """Real numbers are weighted as tensors are; any other object (a length, a flag, None, a string) is held."""
     value = kept[-1]
     if weights[-1] != 1.0 and isinstance(value, numbers.Number) and not isinstance(value, numbers.Integral):
         value = sum(weight * item for weight, item in zip(weights, kept, strict=True))
-    return value if reference is None else reference + value
+    return value if reference is None or value is None else reference + value

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import torch
 
+from mindie_cache.bands import BandedHistory
 from mindie_cache.clock import Scope
 from mindie_cache.errors import WarnOnce
 from mindie_cache.history import Features, History
@@ -39,15 +40,23 @@ def first_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Size | N
     return None
 
 
+class Offer(NamedTuple):
+    """What one branch has returned in `step`, for the branches that are predicted from it; empty if none can use it."""
+
+    step: int
+    features: Features
+
+
 class Common:
     """What the branches of one run share for one agent: the log, and the decision of a policy that is `shared`."""
 
-    __slots__ = ("decider", "log", "measured", "reason", "reuse", "since", "state", "step", "tracks", "warn")
+    __slots__ = ("decider", "log", "measured", "offer", "reason", "reuse", "since", "state", "step", "tracks", "warn")
 
     def __init__(self, warn: WarnOnce):
         self.log = Log()
         self.warn = warn
         self.measured: dict[str, Any] = {}  # of a recipe with a meter, see methods/base.py; survives `forget`
+        self.offer: Offer | None = None  # of the branch that others are predicted from
         self.tracks: WeakSet[Track] = WeakSet()  # a track owns this, so that what it keeps dies with its scope
         self.state: Any = None
         self.step = -1  # that `reuse` and `reason` belong to
@@ -81,7 +90,7 @@ class Lane:
         "width",
     )
 
-    def __init__(self, start: int, last: int, history: History):
+    def __init__(self, start: int, last: int, history: History | BandedHistory):
         self.start = start
         self.last = last
         self.history = history
@@ -165,6 +174,7 @@ class Track:
 
     def release(self, last_step: int | None) -> None:
         self.forget()
+        self.common.offer = None
         if (
             last_step is not None
             and last_step < self.steps_count - 1

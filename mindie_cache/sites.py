@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from mindie_cache.engine import Engine
+
+Passage = Callable[..., Any]  # (track, index, function, args, kwargs) -> what the call returns
 
 
 class Span(NamedTuple):
@@ -11,6 +17,18 @@ class Span(NamedTuple):
 
     start: int
     stop: int
+
+
+class Site(Protocol):
+    """`span` gives the region of a call, None outside of every region; `passage` the engine's procedure for calls.
+    `anchored`: the feature is measured against what enters the region."""
+
+    @property
+    def anchored(self) -> bool: ...
+
+    def span(self, index: int) -> Span | None: ...
+
+    def passage(self, engine: Engine) -> Passage: ...
 
 
 @dataclass(frozen=True)
@@ -24,6 +42,9 @@ class BlockRange:
     def span(self, index: int) -> Span | None:
         return Span(self.start, self.stop) if self.start <= index < self.stop else None
 
+    def passage(self, engine: Engine) -> Passage:
+        return engine.block_range
+
 
 @dataclass(frozen=True)
 class EachBlock:
@@ -35,6 +56,9 @@ class EachBlock:
 
     def span(self, index: int) -> Span | None:
         return Span(index, index + 1) if self.start <= index < self.stop else None
+
+    def passage(self, engine: Engine) -> Passage:
+        return engine.block_range
 
 
 @dataclass(frozen=True)
@@ -53,5 +77,5 @@ class EachCall:
         inside = self.start <= index < self.stop and (self.only is None or index in self.only)
         return Span(index, index + 1) if inside else None
 
-
-Site = BlockRange | EachBlock | EachCall
+    def passage(self, engine: Engine) -> Passage:
+        return engine.each_call

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from mindie_cache.bands import BandedHistory, Bands
 from mindie_cache.checks import choice, flag, real, whole
 from mindie_cache.distributed import Ranks
 from mindie_cache.errors import ConfigError
+from mindie_cache.history import History
 from mindie_cache.placement import PLACEMENTS, Placement
 from mindie_cache.policies import Limits, Policy
-from mindie_cache.predictors import Hold, Predictor, Taylor
+from mindie_cache.predictors import Hold, PerBand, Predictor, Taylor
 from mindie_cache.sites import BlockRange, Site
 from mindie_cache.streams import BlockStreams, WholeOutput
 from mindie_cache.taps import Probe, Tap
@@ -39,6 +41,7 @@ class Recipe:
         signal: the tap that feeds `policy.decide`.
         probe: feeds `policy.observe` at computed steps.
         residual: of a whole call, the feature is its first output minus the model input.
+        bands: how features are split before they are kept; `predictor` is a `PerBand` then.
         meter: measures the residuals of a block range, for calibration.
         notes: what a user should be told once, e.g. that a preset was made for another number of steps.
     """
@@ -52,8 +55,16 @@ class Recipe:
     signal: Tap | None = None
     probe: Probe | None = None
     residual: bool = False
+    bands: Bands | None = None
     meter: Meter | None = None
     notes: tuple[str, ...] = ()
+
+    def new_history(self) -> History | BandedHistory:
+        """An empty history, for one lane."""
+        if self.bands is None:
+            return History(self.predictor.depth, self.placement)
+        assert isinstance(self.predictor, PerBand)
+        return BandedHistory(self.bands, [History(depth, self.placement) for depth in self.predictor.depths])
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mindie_cache.bands import TokenBands
 from mindie_cache.checks import choice, flag, numbers, real, whole
 from mindie_cache.errors import ConfigError
 from mindie_cache.methods.base import PresetOptions, Recipe, block_range, estimate
 from mindie_cache.policies import PerBranch, Schedule
 from mindie_cache.policies.magnitude import RESAMPLINGS, plan, resample
+from mindie_cache.predictors import PerBand, Predictor, Taylor
 from mindie_cache.sites import EachCall
 from mindie_cache.streams import BlockStreams, WholeOutput
 
@@ -140,14 +142,28 @@ class TaylorSeerOptions(PresetOptions):
         final_steps: the last steps, always computed.
         lite: forecast the residual of the whole block range, which keeps order + 1 tensors; False: `apply` is called once
             per module (attention, feed-forward) and the output of each is forecast.
+        low_order, high_order: forecast slow and fast parts along the tokens (dim 1) with a degree each, as HunyuanImage-3.0
+            does; instead of `order`.
+        split_cutoff: share of the highest frequency up to which a part is slow, 0.1 by default.
     """
 
     interval: int | None = None
     order: int | None = None  # type: ignore[assignment]
     warmup_steps: int | None = None
     final_steps: int = 1
-    lite: bool = False
-    defaults: ClassVar[dict[str, Any]] = {"interval": 5, "order": 1, "warmup_steps": 1}
+    lite: bool | None = None
+    low_order: int | None = None
+    high_order: int | None = None
+    split_cutoff: float | None = None
+    defaults: ClassVar[dict[str, Any]] = {
+        "interval": 5,
+        "order": 1,
+        "warmup_steps": 1,
+        "lite": False,
+        "low_order": None,
+        "high_order": None,
+        "split_cutoff": 0.1,
+    }
     preset_method: ClassVar[str] = "taylorseer"
 
     def check(self, config: CacheConfig) -> None:
@@ -158,6 +174,30 @@ class TaylorSeerOptions(PresetOptions):
         whole("warmup_steps", full.warmup_steps, 0)
         whole("final_steps", full.final_steps, 0)
         flag("lite", full.lite)
+        if full.low_order is None and full.high_order is None:
+            if self.split_cutoff is not None:
+                raise ConfigError("split_cutoff has no effect without low_order and high_order. Set both, or leave it out.")
+            return
+        if full.low_order is None or full.high_order is None:
+            raise ConfigError(
+                f"low_order={full.low_order} and high_order={full.high_order}: each part needs a degree. Set both."
+            )
+        if self.order is not None:
+            raise ConfigError(f"order={self.order} has no effect beside low_order and high_order. Leave it out.")
+        for name in ("low_order", "high_order"):
+            whole(name, getattr(full, name), 0, 8)
+        real("split_cutoff", full.split_cutoff, 0.0, 1.0)
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the forecast has two parts; one degree for both is the forecast of the whole."""
+        return self.low_order != self.high_order
+
+    def predictor(self) -> Predictor:
+        if self.low_order is None or self.high_order is None:
+            return super().predictor()
+        low, high = (Taylor(order, self.max_distance, self.ladder) for order in (self.low_order, self.high_order))
+        return PerBand((low, high)) if self.is_split else low
 
 
 def taylorseer(config: CacheConfig) -> Recipe:
@@ -168,10 +208,17 @@ def taylorseer(config: CacheConfig) -> Recipe:
         frozenset(computed),
         config.steps_count,
         final_steps=options.final_steps,
-        keep_from=max(0, first - 2),  # a derivative needs two computed steps
+        # the derivative of the last warm-up step needs the one before; HunyuanImage-3.0 begins with the last one
+        keep_from=max(0, first - (2 if options.low_order is None else 1)),
         reason="interval",
     )
-    parts = {"policy": policy, "notes": notes, "predictor": options.predictor(), "placement": estimate(config)["placement"]}
+    parts = {
+        "policy": policy,
+        "notes": notes,
+        "predictor": options.predictor(),
+        "placement": estimate(config)["placement"],
+        "bands": TokenBands(options.split_cutoff) if options.is_split else None,
+    }
     if options.lite:
         return Recipe(site=calls, streams=BlockStreams(config.streams), unit="block", **parts)
     return Recipe(site=EachCall(calls.start, calls.stop), streams=WholeOutput(), unit="module call", **parts)

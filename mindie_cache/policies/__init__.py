@@ -5,6 +5,7 @@ from mindie_cache.policies.adastep import Adastep
 from mindie_cache.policies.decision import Decision, Limits, Policy, Signal
 from mindie_cache.policies.dynamic_block import DynamicBlock
 from mindie_cache.policies.easycache import EasyCache
+from mindie_cache.policies.reference import Reference
 from mindie_cache.policies.residual_change import ResidualChange
 from mindie_cache.policies.schedule import PerBranch, Schedule, interval
 from mindie_cache.policies.teacache import TeaCache
@@ -19,6 +20,7 @@ __all__ = [
     "Motion",
     "PerBranch",
     "Policy",
+    "Reference",
     "ResidualChange",
     "Schedule",
     "Signal",

@@ -39,6 +39,7 @@ class Policy:
 
     shared = False  # one decision, taken in the first branch of a step, serves all its branches
     per_call = False  # every call has a decision and a state of its own
+    reuses = True  # False: computes by design, so that a run without reuse is nothing to warn about
 
     def of(self, branch: str) -> Policy:
         """The policy of one branch, where branches differ."""

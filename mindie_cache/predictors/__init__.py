@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
+from mindie_cache.predictors.boost import Boost
 from mindie_cache.predictors.hold import Hold
+from mindie_cache.predictors.per_band import PerBand
 from mindie_cache.predictors.taylor import Taylor
+from mindie_cache.predictors.two_point import TwoPoint
 
 
 class Predictor(Protocol):
@@ -18,9 +21,10 @@ class Predictor(Protocol):
     @property
     def warmup(self) -> int: ...
 
-    def weights(self, points: Sequence[float], at: float) -> Sequence[float]:
-        """One weight per point; `points` ascend (steps or sigmas of the snapshots, oldest first), `at` is the target."""
+    def weights(self, points: Sequence[float], at: float) -> Sequence[Any]:
+        """One weight per point, in `PerBand` a row of them per band. `points` ascend (steps or sigmas of the snapshots,
+        oldest first), `at` is the target."""
         ...
 
 
-__all__ = ["Hold", "Predictor", "Taylor"]
+__all__ = ["Boost", "Hold", "PerBand", "Predictor", "Taylor", "TwoPoint"]

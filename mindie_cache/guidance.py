@@ -1,0 +1,217 @@
+"""Guidance: the whole forward of one branch, predicted from another branch's output of the same step.
+
+The feature is the difference of the two outputs, so this passage needs both: from two calls, or from the halves of one
+batch. Decisions, counting and arithmetic are where they are for every method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from mindie_cache.bands import is_real
+from mindie_cache.errors import ConfigError, ModelExecError, ParametersInvalid
+from mindie_cache.history import Features, own
+from mindie_cache.lanes import Lane, Offer, Track, first_shape
+from mindie_cache.sites import Passage, Span
+from mindie_cache.taps import model_input
+
+if TYPE_CHECKING:
+    from mindie_cache.engine import Engine
+
+REFERENCE = "cond"  # the branch that is computed in every step
+PARALLEL = (
+    "With CFG-parallel each rank computes one branch only, so there is nothing to predict it from, and leaving a branch out "
+    "would only make its rank wait. Use a cache inside the forward there, e.g. fastercache, attention_cache or teacache."
+)
+
+
+@dataclass(frozen=True)
+class SequentialGuidance:
+    """One call per branch and step, "cond" before the others. The other branches are predicted."""
+
+    anchored = False
+
+    def span(self, index: int) -> Span | None:
+        return Span(index, index + 1)
+
+    def passage(self, engine: Engine) -> Passage:
+        _refuse_group(engine)
+        return partial(_sequential, engine)
+
+
+@dataclass(frozen=True)
+class BatchGuidance:
+    """One call a step whose tensors hold both branches, one after the other, along dim 0. The unconditional half is
+    predicted: every tensor argument with the full batch size is cut to the conditional half.
+
+    Args:
+        uncond_first: the unconditional half comes first.
+    """
+
+    uncond_first: bool = False
+    anchored = False
+
+    def span(self, index: int) -> Span | None:
+        return Span(index, index + 1)
+
+    def passage(self, engine: Engine) -> Passage:
+        _refuse_group(engine)
+        return partial(_batch, engine, self.uncond_first)
+
+
+def _refuse_group(engine: Engine) -> None:
+    if engine.ranks.group is not None:
+        raise ConfigError(
+            "cfg_cache works on the whole output of both branches, but a process_group is given. Leave it out if every rank "
+            f"has the whole output of both. {PARALLEL}"
+        )
+
+
+def _reuses(
+    engine: Engine, track: Track, lane: Lane, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bool:
+    """The decision of this step, taken once, and whether what is kept fits this call."""
+    if not track.decided:
+        engine.decide(track, lane, function, args, kwargs)
+    shape = first_shape(args, kwargs)
+    if shape != lane.shape:
+        lane.history.clear()
+        lane.shape = shape
+    steps = lane.history.steps
+    return track.reuse and bool(steps) and steps[-1] >= track.since
+
+
+# ------------------------------------------------------------------------------------------------ one call a branch
+
+
+def _sequential(
+    engine: Engine,
+    track: Track,
+    index: int,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    lane = track.lanes[index]
+    assert lane is not None
+    reuses = _reuses(engine, track, lane, function, args, kwargs)
+    if track.branch == REFERENCE:
+        return _offer(engine, track, engine.execute(track, index, function, args, kwargs))
+    offer = track.common.offer
+    if offer is None or offer.step != track.step:
+        raise ParametersInvalid(
+            f"Branch {track.branch!r} is called in step {track.step}, in which branch {REFERENCE!r} was not: cfg_cache "
+            f"predicts it from the output of {REFERENCE!r}. Call agent.apply first with agent.branch({REFERENCE!r}), then "
+            f"with agent.branch({track.branch!r}). {PARALLEL}"
+        )
+    if reuses:
+        assert offer.features, "the reference branch keeps its output in every step that can be reused"
+        track.reused += 1
+        references = tuple([item if is_real(item) else None for item in offer.features])
+        return lane.rebuild(engine.predict(track, lane, references))
+    result = engine.execute(track, index, function, args, kwargs)
+    if track.keep:
+        outputs, lane.rebuild = engine.recipe.streams.split(result, ())
+        lane.history.push(track.step, _differences(outputs, offer.features))
+    return result
+
+
+def _offer(engine: Engine, track: Track, result: Any) -> Any:
+    """Leave the conditional output for the other branches of this step."""
+    features: Features = ()
+    if track.keep:
+        outputs, _ = engine.recipe.streams.split(result, ())
+        features = tuple([own(item) for item in outputs])
+    common = track.common
+    common.offer = Offer(track.step, features)
+    if track.step == engine.steps_count - 1 and len(common.tracks) == 1:
+        common.warn(
+            "no guidance",
+            f"cfg_cache had nothing to do: only branch {track.branch!r} was called in this run. Put the unconditional call "
+            'into `with agent.branch("uncond"):`, set layout="batch" if one call computes both branches, or leave cfg_cache '
+            f"out for a model without guidance. {PARALLEL}",
+        )
+    return result
+
+
+def _differences(outputs: Features, references: Features) -> Features:
+    if len(outputs) != len(references):
+        raise ModelExecError(
+            f"The branches return {len(references)} and {len(outputs)} values. cfg_cache predicts one from the other, so "
+            "both calls must return the same form."
+        )
+    return tuple([_difference(output, reference) for output, reference in zip(outputs, references, strict=True)])
+
+
+def _difference(output: Any, reference: Any) -> Any:
+    """What is kept of one output: its difference from the reference; of anything but real tensors the value itself."""
+    if is_real(output) != is_real(reference) or (is_real(output) and output.shape != reference.shape):
+        raise ModelExecError(
+            f"The branches return {_described(reference)} and {_described(output)} in the same place. cfg_cache predicts "
+            "one from the other, so they must be of one shape."
+        )
+    return output.detach() - reference.detach() if is_real(output) else own(output)
+
+
+def _described(value: Any) -> str:
+    return f"a tensor of {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+
+
+# ------------------------------------------------------------------------------------------------ both in one batch
+
+
+def _batch(
+    engine: Engine,
+    uncond_first: bool,
+    track: Track,
+    index: int,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    lane = track.lanes[index]
+    assert lane is not None
+    size = model_input(args, kwargs).shape[0]
+    if size % 2:
+        raise ParametersInvalid(
+            f'layout="batch" needs both branches in one batch, but the batch size is {size}. Use layout="sequential" for '
+            "one call per branch, and leave cfg_cache out without guidance."
+        )
+    first, second = slice(0, size // 2), slice(size // 2, size)
+    uncond, cond = (first, second) if uncond_first else (second, first)
+    streams = engine.recipe.streams
+    if not _reuses(engine, track, lane, function, args, kwargs):
+        result = engine.execute(track, index, function, args, kwargs)
+        if track.keep:
+            outputs, _ = streams.split(result, ())
+            lane.history.push(track.step, tuple([_half_kept(item, size, cond, uncond) for item in outputs]))
+        return result
+    track.reused += 1
+    args, kwargs = pytree.tree_map(lambda item: item[cond] if _is_batch(item, size) else item, (args, kwargs))
+    outputs, rebuild = streams.split(engine.execute(track, index, function, args, kwargs), ())
+    references = tuple([item if is_real(item) else None for item in outputs])
+    estimates = engine.predict(track, lane, references)
+    if len(estimates) != len(outputs):
+        raise ModelExecError(f"The model returned {len(estimates)} values for the batch, and {len(outputs)} for half of it.")
+    return rebuild(tuple([_joined(*pair, uncond_first) for pair in zip(outputs, estimates, strict=True)]))
+
+
+def _is_batch(item: Any, size: int) -> bool:
+    return isinstance(item, torch.Tensor) and item.dim() > 0 and item.shape[0] == size
+
+
+def _half_kept(output: Any, size: int, cond: slice, uncond: slice) -> Any:
+    """As `_difference`, of the halves; None for what is no batch: a reuse step returns it as the half batch gives it."""
+    return _difference(output[uncond], output[cond]) if _is_batch(output, size) else None
+
+
+def _joined(cond: Any, uncond: Any, uncond_first: bool) -> Any:
+    if uncond is None:
+        return cond
+    return torch.cat((uncond, cond) if uncond_first else (cond, uncond))
