@@ -15,6 +15,29 @@ class Ranks(NamedTuple):
 
     group: Any = None
 
+    @property
+    def size(self) -> int:
+        return 1 if self.group is None else torch.distributed.get_world_size(self.group)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes what all of them have measured."""
+        return self.group is None or torch.distributed.get_rank(self.group) == 0
+
+    @property
+    def is_everyone(self) -> bool:
+        """Whether no other rank runs beside these."""
+        dist = torch.distributed
+        return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == self.size
+
+    def gather(self, table: torch.Tensor) -> list[Any]:
+        """`table`, which has the same shape everywhere, of each rank as host numbers: one all-gather and one host read."""
+        if self.group is None:
+            return [table.tolist()]
+        parts = [torch.empty_like(table) for _ in range(self.size)]
+        torch.distributed.all_gather(parts, table.contiguous(), group=self.group)
+        return torch.stack(parts).tolist()
+
     def read(self, sums: torch.Tensor) -> list[float]:
         """`sums` ``(n,)`` added up over the ranks, as host numbers: one small all-reduce and one host read."""
         if self.group is not None:

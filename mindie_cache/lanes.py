@@ -175,6 +175,7 @@ class Track:
     def release(self, last_step: int | None) -> None:
         self.forget()
         self.common.offer = None
+        self.common.measured.pop("latest", None)  # a meter's tensors; its sums stay
         if (
             last_step is not None
             and last_step < self.steps_count - 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mindie_cache.errors import ConfigError
-from mindie_cache.methods import broadcast, fastercache, mindie, probes, signals, tables
+from mindie_cache.methods import broadcast, calibrator, fastercache, mindie, probes, signals, tables
 from mindie_cache.methods.base import NO_END, Method
 from mindie_cache.methods.mindie import ReuseOptions
 
@@ -26,6 +26,8 @@ METHODS: dict[str, Method] = {
     "magcache": Method(tables.MagCacheOptions, tables.magnitude, declares_streams=True),
     "ada_taylor": Method(tables.AdaTaylorOptions, tables.magnitude, declares_streams=True),
     "taylorseer": Method(tables.TaylorSeerOptions, tables.taylorseer, declares_streams=True),
+    # computes everything and measures
+    "calibrator": Method(calibrator.CalibratorOptions, calibrator.calibrator, declares_streams=True),
     # FasterCache, Pyramid Attention Broadcast
     "fastercache": Method(fastercache.FasterCacheOptions, fastercache.fastercache),
     "cfg_cache": Method(fastercache.CfgCacheOptions, fastercache.cfg_cache, whole_forward=True),

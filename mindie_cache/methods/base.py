@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import torch
+
 from mindie_cache.bands import BandedHistory, Bands
 from mindie_cache.checks import choice, flag, real, whole
 from mindie_cache.distributed import Ranks
@@ -28,7 +30,17 @@ LADDERS = ("newton", "published")
 class Meter(Protocol):
     """Measures the residual of a computed block range. `measured` is what it keeps for one run: empty at its start."""
 
-    def add(self, measured: dict[str, Any], branch: str, step: int, residual: Any, ranks: Ranks) -> None: ...
+    def prepare(self, ranks: Ranks) -> None:
+        """Before the first run."""
+
+    def see(self, measured: dict[str, Any], branch: str, step: int, signal: torch.Tensor) -> None:
+        """The signal of a step, if the recipe has one."""
+
+    def add(self, measured: dict[str, Any], branch: str, step: int, residual: Any, ranks: Ranks) -> None:
+        """The residual of a computed step."""
+
+    def result(self, measured: dict[str, Any], ranks: Ranks) -> Any:
+        """What was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +87,7 @@ class Method:
     (step_start, step_interval, step_end) applies. `whole_forward`: one call per step and branch.
     """
 
-    options: type[ExtrapolationOptions]
+    options: type[Any]  # a dataclass with check(config)
     build: Callable[[CacheConfig], Recipe]
     declares_streams: bool = field(default=False, kw_only=True)
     windowed: bool = field(default=False, kw_only=True)

@@ -11,7 +11,7 @@ from mindie_cache.methods.base import LimitOptions, PresetOptions, Recipe, block
 from mindie_cache.policies import AdaCache, EasyCache, Motion, TeaCache
 from mindie_cache.sites import EachCall
 from mindie_cache.streams import BlockStreams, WholeOutput
-from mindie_cache.taps import Argument, ModelInput, ModulatedInput, Probe
+from mindie_cache.taps import Argument, ModelInput, ModulatedInput, Probe, Tap
 
 if TYPE_CHECKING:
     from mindie_cache.config import CacheConfig
@@ -62,6 +62,11 @@ class CustomOptions(TeaCacheOptions):
     order: int = 1
 
 
+def signal_tap(signal: str) -> Tap:
+    """Where `signal` is found: a keyword of the block's call, or "modulated"."""
+    return ModulatedInput() if signal == MODULATED else Argument(signal)
+
+
 def teacache(config: CacheConfig) -> Recipe:
     options, notes = config.options.resolved(config)
     policy = TeaCache(
@@ -74,7 +79,7 @@ def teacache(config: CacheConfig) -> Recipe:
         site=block_range(config),
         policy=policy,
         streams=BlockStreams(config.streams),
-        signal=ModulatedInput() if options.signal == MODULATED else Argument(options.signal),
+        signal=signal_tap(options.signal),
         unit="block",
         notes=notes,
         **estimate(config),

@@ -2,6 +2,7 @@
 
 from mindie_cache.policies.adacache import AdaCache, Motion
 from mindie_cache.policies.adastep import Adastep
+from mindie_cache.policies.compute_all import ComputeAll
 from mindie_cache.policies.decision import Decision, Limits, Policy, Signal
 from mindie_cache.policies.dynamic_block import DynamicBlock
 from mindie_cache.policies.easycache import EasyCache
@@ -13,6 +14,7 @@ from mindie_cache.policies.teacache import TeaCache
 __all__ = [
     "AdaCache",
     "Adastep",
+    "ComputeAll",
     "Decision",
     "DynamicBlock",
     "EasyCache",
