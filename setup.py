@@ -20,13 +20,18 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["mindie_cache", "mindie_cache.*"]), *OPS],
     package_dir={"mindie_cache.ops": "ops"},
-    package_data={"mindie_cache": ["py.typed"], "mindie_cache.testbed": ["*.safetensors"]},
+    package_data={
+        "mindie_cache": ["py.typed"],
+        "mindie_cache.testbed": ["*.safetensors", "*.json"],
+        "mindie_cache.presets": ["*.json"],
+    },
     install_requires=["torch>=2.5", "numpy", "pyyaml", "einops", "safetensors", "tqdm", "pillow"],
     extras_require={
         "npu": ["torch_npu", "triton-ascend"],
         "cuda": ["triton"],
         "diffusers": ["diffusers", "transformers"],
-        "dev": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "types-tqdm", "build"],
+        "plot": ["matplotlib"],
+        "dev": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "types-tqdm", "build", "matplotlib"],
     },
     entry_points={"console_scripts": ["mindie-cache=mindie_cache.cli:main"]},
     classifiers=[

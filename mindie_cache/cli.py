@@ -50,6 +50,36 @@ examples:
   mindie-cache doctor
   mindie-cache doctor --json"""
 
+_PRESETS_TEXT = """\
+List the calibrated numbers that this package has, or show some of them: their settings, where they come from, and which
+steps of a run they compute.
+
+A preset is used by its name: options={"preset": NAME}. It should be made for your number of steps, shift and resolution."""
+_PRESETS_EXAMPLES = """\
+NAME is a model, model@variant, or a calibration file of yours (.json). "." and "/" equal "_", and case does not matter.
+
+in a row of steps, # is computed and . is reused; in a curve, small bars run from the smallest value to the largest.
+
+examples:
+  mindie-cache presets
+  mindie-cache presets --method magcache
+  mindie-cache presets Wan2.1-T2V-1.3B                 every method's presets for a model
+  mindie-cache presets Wan2.1-T2V-1.3B --method ada_taylor --steps 30
+  mindie-cache presets Wan2.1-T2V-1.3B@ret-steps --method teacache --plot teacache.png
+  mindie-cache presets calibration.json --method magcache
+  mindie-cache presets FLUX.1-dev --json"""
+
+_CALIBRATE_TEXT = """\
+Measure the testbed, the small video model that is part of the package: how much the residual of its blocks grows from step
+to step, and how well the time embedding foretells that. The file is a preset for magcache, ada_taylor and teacache.
+For a model of your own use CacheConfig("calibrator", ...), see examples/calibrate_testbed.py."""
+_CALIBRATE_EXAMPLES = """\
+examples:
+  mindie-cache calibrate
+  mindie-cache calibrate --steps 50 --shift 5 --out wan.json --plot wan.png
+  mindie-cache calibrate --prompt "a cyan cross moving up" --seed 7 --seed 8
+  mindie-cache calibrate --format lightx2v --out lightx2v.json"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Errors of the user are one line on stderr and exit code 2."""
@@ -76,7 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mindie-cache {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands)
+    _add_calibrate(commands)
     _add_doctor(commands)
+    _add_presets(commands)
     return parser
 
 
@@ -110,6 +142,33 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.set_defaults(run=_demo)
 
 
+def _add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "calibrate",
+        help="measure the small video model: a preset file for magcache, ada_taylor and teacache",
+        description=_CALIBRATE_TEXT,
+        epilog=_CALIBRATE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add, out = parser.add_argument, Path("out/calibration.json")
+    add("--steps", type=int, default=30, metavar="N", help="denoising steps (default: 30)")
+    add("--shift", type=float, default=3.0, metavar="X", help="sigma shift of the schedule (default: 3)")
+    add("--guidance", type=float, default=2.0, metavar="X", help="guidance scale (default: 2)")
+    add("--prompt", action="append", metavar="TEXT", help="what to generate; repeat for several (default: a mix of six)")
+    add(
+        "--seed",
+        type=int,
+        action="append",
+        metavar="N",
+        help="every prompt is made with every seed; repeatable (default: 0)",
+    )
+    add("--format", choices=("telefuser", "lightx2v"), default="telefuser", help="of the file (default: telefuser)")
+    add("--out", type=Path, default=out, metavar="FILE", help=f"where it goes (default: {out})")
+    add("--plot", type=Path, metavar="FILE.png", help="also draw the curves (needs matplotlib)")
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, npu, npu:0 (default: auto, the best)")
+    parser.set_defaults(run=_calibrate)
+
+
 def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "doctor",
@@ -120,6 +179,24 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.set_defaults(run=_doctor)
+
+
+def _add_presets(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "presets",
+        help="calibrated numbers of models: list them, show them, draw them",
+        description=_PRESETS_TEXT,
+        epilog=_PRESETS_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = parser.add_mutually_exclusive_group()
+    names.add_argument("name", nargs="?", metavar="NAME", help="show the presets of this model, in detail")
+    names.add_argument("--model", metavar="NAME", help="the same as NAME")
+    parser.add_argument("--method", metavar="METHOD", help="only presets of this method")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of the run to plan (default: those of the preset)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw one preset into FILE, e.g. preset.png")
+    parser.set_defaults(run=_presets)
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -142,8 +219,53 @@ def _demo(arguments: argparse.Namespace) -> None:
     print(f"\npictures and results.json are in {options.out}")
 
 
+def _calibrate(arguments: argparse.Namespace) -> None:
+    from mindie_cache import device, testbed
+    from mindie_cache.calibration import files, show
+    from mindie_cache.calibration.testbed import DEFAULT_PROMPTS, TestbedCalibration
+
+    if arguments.plot:
+        show.check_plot()
+        files.prepare(arguments.plot)
+    run = TestbedCalibration(
+        out=arguments.out,
+        prompts=tuple(arguments.prompt or DEFAULT_PROMPTS),
+        seeds=tuple(arguments.seed or (0,)),
+        steps=arguments.steps,
+        shift=arguments.shift,
+        guidance=arguments.guidance,
+        format=arguments.format,
+    )
+    calibration = run.run(testbed.load_testbed(device.resolve(arguments.device)), progress=True)
+    print(show.summary(calibration))
+    if arguments.plot:
+        show.plot(calibration, arguments.plot)
+        print(f"\nthe curves are in {arguments.plot}")
+    print("\n" + show.usage(calibration, arguments.out, arguments.format))
+
+
 def _doctor(arguments: argparse.Namespace) -> None:
     from mindie_cache.doctor import diagnose
 
     diagnosis = diagnose()
     print(diagnosis.to_json() if arguments.json else diagnosis)
+
+
+def _presets(arguments: argparse.Namespace) -> None:
+    from mindie_cache.checks import whole
+    from mindie_cache.presets import text
+
+    if arguments.steps is not None:
+        whole("--steps", arguments.steps, 1)
+    name = arguments.name or arguments.model
+    chosen = text.select(name, arguments.method)
+    if arguments.plot is not None:
+        text.write_plot(chosen, arguments.plot, arguments.steps)
+    if arguments.json:
+        print(text.as_json(chosen, arguments.steps))
+    elif name is None and len(chosen) > 1:
+        print(text.table(chosen))
+    else:
+        print("\n\n".join([text.details(preset, arguments.steps) for preset in chosen]))
+    if arguments.plot is not None and not arguments.json:
+        print(f"\nthe picture is in {arguments.plot}")
