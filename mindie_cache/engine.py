@@ -26,7 +26,7 @@ class Engine:
         self._per_call = recipe.policy.per_call
         self._anchor = recipe.signal.anchor if recipe.signal else -1
         self._probed = recipe.probe.index if recipe.probe else -1
-        self._ranks = Ranks(group)
+        self.ranks = Ranks(group)
         self.call = recipe.site.passage(self)
         self.calls_count = calls_count
         self.steps_count = steps_count
@@ -85,7 +85,7 @@ class Engine:
         self._check_signature(track, lane, args, kwargs)
         policy, lanes = track.policy, track.distinct_lanes
         if not track.decided:
-            states = policy.settle([other.state for other in lanes], self._ranks)
+            states = policy.settle([other.state for other in lanes], self.ranks)
             for other, state in zip(lanes, states, strict=True):
                 other.state = state
             track.decided, track.keep = True, policy.worth_keeping(track.step, self.recipe.predictor.depth)
@@ -101,7 +101,7 @@ class Engine:
         self, track: Track, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Signal | None:
         tap = self.recipe.signal
-        return Signal(tap.take(function, args, kwargs, track.anchor), self._ranks) if tap else None
+        return Signal(tap.take(function, args, kwargs, track.anchor), self.ranks) if tap else None
 
     def _check_signature(self, track: Track, lane: Lane, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forget what does not fit the tensors of this call any more."""
@@ -141,7 +141,7 @@ class Engine:
         if holder is common and common.decider != track.branch:  # the branch that decides is the one that is looked at
             return function(*args, **kwargs)
         result, seen = probe.run(function, args, kwargs)
-        holder.state = track.policy.observe(holder.state, track.step, Signal(seen, self._ranks))
+        holder.state = track.policy.observe(holder.state, track.step, Signal(seen, self.ranks))
         return result
 
     def each_call(
@@ -243,7 +243,7 @@ class Engine:
             tuple([out.dtype if d else None for out, d in zip(outputs, differs, strict=True)]) if any(differs) else ()
         )
         if self.recipe.meter is not None:
-            self.recipe.meter.add(track.common.measured, track.branch, track.step, features[0], self._ranks)
+            self.recipe.meter.add(track.common.measured, track.branch, track.step, features[0], self.ranks)
         lane.history.push(track.step, features)
 
 

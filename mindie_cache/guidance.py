@@ -177,7 +177,8 @@ def _batch(
 ) -> Any:
     lane = track.lanes[index]
     assert lane is not None
-    size = model_input(args, kwargs).shape[0]
+    latents = model_input(args, kwargs)
+    size = latents.shape[0] if latents.dim() else 1
     if size % 2:
         raise ParametersInvalid(
             f'layout="batch" needs both branches in one batch, but the batch size is {size}. Use layout="sequential" for '
@@ -190,16 +191,22 @@ def _batch(
         result = engine.execute(track, index, function, args, kwargs)
         if track.keep:
             outputs, _ = streams.split(result, ())
+            lane.width = len(outputs)
             lane.history.push(track.step, tuple([_half_kept(item, size, cond, uncond) for item in outputs]))
         return result
     track.reused += 1
     args, kwargs = pytree.tree_map(lambda item: item[cond] if _is_batch(item, size) else item, (args, kwargs))
     outputs, rebuild = streams.split(engine.execute(track, index, function, args, kwargs), ())
-    references = tuple([item if is_real(item) else None for item in outputs])
+    if len(outputs) != lane.width:
+        raise ModelExecError(f"The model returned {lane.width} values for the batch, and {len(outputs)} for half of it.")
+    halved = [_is_batch(item, size // 2) for item in outputs]  # a tensor whose first size is not halved is no batch
+    references = tuple([item if half and is_real(item) else None for item, half in zip(outputs, halved, strict=True)])
     estimates = engine.predict(track, lane, references)
-    if len(estimates) != len(outputs):
-        raise ModelExecError(f"The model returned {len(estimates)} values for the batch, and {len(outputs)} for half of it.")
-    return rebuild(tuple([_joined(*pair, uncond_first) for pair in zip(outputs, estimates, strict=True)]))
+    both = [
+        torch.cat((estimate, item) if uncond_first else (item, estimate)) if half and estimate is not None else item
+        for item, estimate, half in zip(outputs, estimates, halved, strict=True)
+    ]
+    return rebuild(tuple(both))
 
 
 def _is_batch(item: Any, size: int) -> bool:
@@ -209,9 +216,3 @@ def _is_batch(item: Any, size: int) -> bool:
 def _half_kept(output: Any, size: int, cond: slice, uncond: slice) -> Any:
     """As `_difference`, of the halves; None for what is no batch: a reuse step returns it as the half batch gives it."""
     return _difference(output[uncond], output[cond]) if _is_batch(output, size) else None
-
-
-def _joined(cond: Any, uncond: Any, uncond_first: bool) -> Any:
-    if uncond is None:
-        return cond
-    return torch.cat((uncond, cond) if uncond_first else (cond, uncond))
