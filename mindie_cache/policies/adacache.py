@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from mindie_cache.distributed import Ranks
+from mindie_cache.errors import ParametersInvalid
 from mindie_cache.ops import relative_l1
 from mindie_cache.policies.decision import Decision, Limits, Policy, Signal, relative
 
@@ -29,6 +30,14 @@ class Motion:
     scale: float = 0.385
     power: float = 8.0
     gradient: float = 10.0
+
+    def check(self, probe: torch.Tensor) -> None:
+        """Without two frames there is nothing to compare, and nothing would count as no motion."""
+        if probe.shape[-2] <= self.frame_tokens:
+            raise ParametersInvalid(
+                f"frame_tokens={self.frame_tokens}, but the probe has only {probe.shape[-2]} tokens, so there are no two "
+                "frames to compare. Set it to the tokens of one latent frame, or motion to false for images."
+            )
 
     def sums(self, probe: torch.Tensor) -> torch.Tensor:
         """``(2,)``: numerator and denominator, over the tokens in the second to last dimension."""
@@ -86,6 +95,8 @@ class AdaCache(Policy):
         """`seen`: the gated attention residual of the decisive block, ``(..., tokens, channels)``."""
         state = state or AdaState(computed=step)
         probe = seen.own()
+        if self.motion is not None:
+            self.motion.check(probe)
         if state.probe is None or state.probe.shape != probe.shape:
             return state._replace(probe=probe, probed=step, pending=None, distance=1, motion=1.0)
         sums = relative_l1(probe, state.probe)
