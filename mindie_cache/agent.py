@@ -15,7 +15,7 @@ from mindie_cache.engine import Engine
 from mindie_cache.errors import ConfigError, ParametersInvalid, WarnOnce
 from mindie_cache.lanes import Common, Track, find_common
 from mindie_cache.layout import Layout, Surprise
-from mindie_cache.recipes import METHODS, bypass_reason
+from mindie_cache.recipes import METHODS, advice, bypass_reason
 from mindie_cache.report import Log, Report
 
 _keys = itertools.count()
@@ -224,18 +224,18 @@ class CacheAgent:
         later = [record for record in log.steps if record.branch == branch and record.step > 0]
         if not later:
             return
+        more, less = advice(self.config)
         reasons = ", ".join(dict.fromkeys(record.reason for record in later))
         if not any(record.reused for record in later):
             self._warn(
                 "nothing reused",
-                f"{self.config.method} reused nothing in branch {branch!r} ({reasons}). Check step_start, step_interval, "
-                "step_end and thresholds against the number of steps, and blocks_count against the model.",
+                f"{self.config.method} reused nothing in branch {branch!r} ({reasons}). {more}",
             )
         elif all(record.reused for record in later):
             self._warn(
                 "all reused",
                 f"{self.config.method} reused every step after the first in branch {branch!r}. "
-                "The result depends on one computed step only: use a smaller step_interval or a later step_start.",
+                f"The result depends on one computed step only. {less}",
             )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from mindie_cache.errors import ConfigError
@@ -36,6 +37,20 @@ METHODS: dict[str, Method] = {
     "first_block": Method(probes.FirstBlockOptions, probes.first_block, declares_streams=True),
     "dual_block": Method(probes.DualBlockOptions, probes.first_block, declares_streams=True),
     "dynamic_block": Method(probes.DynamicBlockOptions, probes.dynamic_block, declares_streams=True),
+}
+
+# The options, over all methods, that decide how many steps are reused.
+DECIDING_OPTIONS = {
+    "broadcast",
+    "codebook",
+    "compute_steps",
+    "interval",
+    "reuse_from",
+    "skip_from",
+    "skip_thr",
+    "threshold",
+    "warmup_steps",
+    "window",
 }
 
 
@@ -81,3 +96,14 @@ def bypass_reason(config: CacheConfig) -> str:
         == config.block_start,
     }
     return next((reason for reason, holds in conditions.items() if holds), "")
+
+
+def advice(config: CacheConfig) -> tuple[str, str]:
+    """What to change when nothing was reused, and what when everything was: only settings that the method has."""
+    if METHODS[config.method].windowed and getattr(config.options, "compute_steps", None) is None:
+        return (
+            "Check step_start, step_interval and step_end against the number of steps, and blocks_count against the model.",
+            "Use a smaller step_interval or a later step_start.",
+        )
+    names = ", ".join(field.name for field in fields(config.options) if field.name in DECIDING_OPTIONS)
+    return f"Run more steps, or check these options: {names}.", f"Check these options: {names}."
