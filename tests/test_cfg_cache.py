@@ -79,16 +79,6 @@ PUBLISHED = {
         lambda c: 1.1 if c > 60 else 1.0,
     ),
 }
-SETTINGS: dict[str, dict[str, Any]] = {
-    "Open-Sora-1.2": dict(refresh_from=9, skip_from=11, low_boost=(1.15, 0, 25), high_boost=(1.15, 19, 30)),
-    "Open-Sora-Plan-1.1": dict(
-        refresh_from=38, skip_from=39, interval=6, low_boost=(1.1, 0, 130), high_boost=(1.2, 130, 150)
-    ),
-    "Latte-1": dict(refresh_from=15, skip_from=17, low_boost=(1.1, 0, 44), high_boost=(1.1, 44, 50)),
-    "CogVideoX": dict(refresh_from=15, skip_from=17, low_boost=(1.1, 0, 40), high_boost=(1.1, 29, 50)),
-    "Mochi-1": dict(refresh_from=20, skip_from=22, phase=0, low_boost=(1.15, 0, 51), high_boost=(1.25, 30, 64)),
-    "Vchitect-2.0": dict(refresh_from=29, skip_from=30, low_boost=(1.05, 0, 79), high_boost=(1.1, 60, 100)),
-}
 
 
 def bands(picture: np.ndarray, divisor: int = 5) -> tuple[np.ndarray, np.ndarray]:
@@ -181,7 +171,7 @@ def follow(rule: Rule, agent: CacheAgent, steps: int, guided: Any = None, tolera
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_the_published_rule(model, compounding):
     steps = PUBLISHED[model].steps
-    marks = follow(published_rule(model, compounding), agent_of(steps, compounding=compounding, **SETTINGS[model]), steps)
+    marks = follow(published_rule(model, compounding), agent_of(steps, compounding=compounding, preset=model), steps)
     assert marks.count(".") / steps > 0.4
 
 
@@ -189,7 +179,7 @@ def test_boosts_that_compound_are_more_than_boosts():
     values = []
     for compounding in (False, True):
         _, outputs, _ = play(
-            agent_of(30, compounding=compounding, **SETTINGS["Open-Sora-1.2"]),
+            agent_of(30, compounding=compounding, preset="Open-Sora-1.2"),
             [player_of(30)],
             30,
             dict.fromkeys(("cond", "uncond"), range(30)),
@@ -249,7 +239,7 @@ def test_guidance_may_be_left_out_of_some_steps(steps, missing, options):
 
 def test_without_an_fft_the_numbers_are_the_same(monkeypatch):
     monkeypatch.setattr(fourier, "FFT_DEVICES", ())
-    follow(published_rule("CogVideoX", False), agent_of(50, **SETTINGS["CogVideoX"]), 50)
+    follow(published_rule("CogVideoX", False), agent_of(50, preset="CogVideoX"), 50)
 
 
 # ------------------------------------------------------------------------------------------------ both in one batch
@@ -289,7 +279,7 @@ def batch_call(agent: CacheAgent, model: Batch, step: int) -> Any:
 @pytest.mark.parametrize("uncond_first", [False, True])
 def test_a_batch_of_both_branches(uncond_first, pairs, compounding):
     steps, rows = 50, recording(50, (2 * pairs, *SHAPE[1:]))
-    agent = agent_of(steps, layout="batch", uncond_first=uncond_first, compounding=compounding, **SETTINGS["Latte-1"])
+    agent = agent_of(steps, layout="batch", uncond_first=uncond_first, compounding=compounding, preset="Latte-1")
     model, rule = Batch(rows), published_rule("Latte-1", compounding)
     halves = slice(0, pairs), slice(pairs, 2 * pairs)
     uncond, cond = halves if uncond_first else halves[::-1]

@@ -38,19 +38,6 @@ PUBLISHED = {
     "Mochi-1": Published(64, lambda c: c >= 5, lambda c: c >= 20 and c % 2 == 0, lambda c: max(0.5, c / 63), 0),
     "Vchitect-2.0": Published(100, lambda c: c >= 30, lambda c: c > 30 and c % 2 == 0, lambda c: 0.0),
 }
-SETTINGS: dict[str, dict[str, Any]] = {
-    "Open-Sora-1.2": dict(
-        keep_from=4, reuse_from=7, interval=2, reuse_on="multiples", weight_floor=0.0, weight_slope=0.045, weight_origin=6
-    ),
-    "Open-Sora-Plan-1.1@temporal": dict(keep_from=39, reuse_from=44, interval=3, weight_floor=0.3),
-    "Open-Sora-Plan-1.1@spatial": dict(keep_from=41, reuse_from=44, interval=3, weight_floor=0.3),
-    "Latte-1": dict(keep_from=12, reuse_from=15, interval=2, reuse_on="multiples", weight_floor=0.5),
-    "CogVideoX": dict(keep_from=14, reuse_from=17, interval=3, weight_floor=0.3),
-    "Mochi-1": dict(
-        keep_from=5, reuse_from=20, interval=2, phase=0, reuse_on="multiples", weight_floor=0.5, weight_slope=1 / 63
-    ),
-    "Vchitect-2.0": dict(keep_from=29, reuse_from=30, interval=2, reuse_on="multiples", weight_floor=0.0),
-}
 
 
 class Rule:
@@ -113,7 +100,7 @@ def test_the_published_rule(model):
             lambda step: published.weight(step + offset),
         )
 
-    agent = agent_of(steps, final_steps=0, **SETTINGS[model])
+    agent = agent_of(steps, final_steps=0, preset=model)
     everything = dict.fromkeys(("cond", "uncond"), range(steps))
     _, marks = follow(rule, agent, steps, everything)
     assert 0.2 < marks["cond"].count(".") / steps < 0.7
