@@ -6,10 +6,12 @@ if not (Path(__file__).parent / "ops").is_dir():  # installed, ops/ is inside th
     __path__.append(str(Path(__file__).parents[1]))
 
 from mindie_cache.agent import CacheAgent
+from mindie_cache.calibration import Calibration
 from mindie_cache.clock import branch, forget_request, run
 from mindie_cache.config import CacheConfig
 from mindie_cache.errors import CacheError, CacheWarning, ConfigError, ModelExecError, ParametersInvalid
 from mindie_cache.methods.broadcast import PabOptions
+from mindie_cache.methods.calibrator import CalibratorOptions
 from mindie_cache.methods.fastercache import CfgCacheOptions, FasterCacheOptions
 from mindie_cache.methods.mindie import AdastepOptions, ReuseOptions
 from mindie_cache.methods.probes import DualBlockOptions, DynamicBlockOptions, FirstBlockOptions
@@ -26,6 +28,8 @@ __all__ = [
     "CacheConfig",
     "CacheError",
     "CacheWarning",
+    "Calibration",
+    "CalibratorOptions",
     "CfgCacheOptions",
     "ConfigError",
     "CustomOptions",

@@ -9,8 +9,10 @@ from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from mindie_cache import clock
+from mindie_cache.calibration import Calibration
 from mindie_cache.clock import Scope, current_scope, get_scope
 from mindie_cache.config import CacheConfig
+from mindie_cache.distributed import Ranks
 from mindie_cache.engine import Engine
 from mindie_cache.errors import ConfigError, ParametersInvalid, WarnOnce
 from mindie_cache.lanes import Common, Track, find_common
@@ -213,11 +215,31 @@ class CacheAgent:
         """The run of this context, or else the run that this agent served last."""
         if self._note:
             return Report(self.config.method, "call", note=f"off: {self._note}")
-        scope, unit = get_scope(), self._engine.recipe.unit
-        common = (find_common(scope, self._key) if scope else None) or self._latest
+        unit, common = self._engine.recipe.unit, self._current()
         if common is None:
             return Report(self.config.method, unit, note="not called yet")
         return common.log.report(self.config.method, unit, common.nbytes)
+
+    def calibration(self) -> Calibration:
+        """What method "calibrator" has measured in the run of this context, or else in the run that it served last.
+
+        With a process group every rank has to ask, because the ranks add up what they have measured.
+
+        Raises:
+            ParametersInvalid: the method measures nothing, or the run is not over.
+            ModelExecError: what was measured is NaN or infinite.
+        """
+        meter = None if self._note else self._engine.recipe.meter
+        if meter is None:
+            raise ParametersInvalid(
+                f"{self.config.method} measures nothing. Use CacheConfig('calibrator', ...) and ask after the last step."
+            )
+        common = self._current()
+        return meter.result({} if common is None else common.measured, Ranks(self._group))
+
+    def _current(self) -> Common | None:
+        scope = get_scope()
+        return (find_common(scope, self._key) if scope else None) or self._latest
 
     def _review(self, branch: str, log: Log) -> None:
         """After the last step: never stay silent about a branch in which nothing, or everything, was reused."""

@@ -20,6 +20,8 @@ def test_public_names():
         "CacheConfig",
         "CacheError",
         "CacheWarning",
+        "Calibration",
+        "CalibratorOptions",
         "CfgCacheOptions",
         "ConfigError",
         "CustomOptions",
@@ -114,6 +116,7 @@ def parameters(function: object) -> str:
         (CacheAgent.branch, "self, name='cond', kw:step=None, kw:timestep=None"),
         (CacheAgent.reset, "self"),
         (CacheAgent.report, "self"),
+        (CacheAgent.calibration, "self"),
         (CacheConfig.validated, "self"),
         (CacheConfig.from_dict, "values"),
         (CacheConfig.from_yaml, "path"),
@@ -139,7 +142,7 @@ def test_parameters(function, expected):
 
 def test_an_agent_has_no_other_public_method():
     public = {name for name in vars(CacheAgent) if not name.startswith("_")}
-    assert public == {"apply", "run", "branch", "reset", "report"}
+    assert public == {"apply", "run", "branch", "reset", "report", "calibration"}
 
 
 def test_public_things_are_documented():

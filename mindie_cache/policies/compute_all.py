@@ -12,5 +12,7 @@ from mindie_cache.policies.decision import Decision, Policy
 class ComputeAll(Policy):
     """Never reuses."""
 
+    reuses = False
+
     def decide(self, state: Any, step: int, signal: Any, can_reuse: bool) -> Decision:
         return Decision(False, None, "calibration")
