@@ -16,9 +16,8 @@ from mindie_cache import CacheAgent, CacheConfig
 
 DTYPE = torch.float64
 torch.set_num_threads(1)  # the tensors are tiny
-TOGETHER = pytest.param(
-    True, marks=pytest.mark.xfail(reason="a branch's first call drops what the branches share", strict=False)
-)
+SHARED_STATE = pytest.mark.xfail(reason="a branch's first call drops what the branches share", strict=False)
+TOGETHER = pytest.param(True, marks=SHARED_STATE)
 
 
 class AdaNorm(nn.Module):

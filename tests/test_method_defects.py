@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from open_loop import (
-    TOGETHER,
+    SHARED_STATE,
     Inputs,
     agent_of,
     agree,
@@ -154,11 +154,11 @@ def test_branches_agree_unless_told_otherwise(case):
 
 
 @pytest.mark.parametrize("case", SIGNALS)
-@pytest.mark.parametrize("together", [TOGETHER])
-def test_a_second_branch_changes_nothing_for_the_first(case, together):
+@SHARED_STATE
+def test_a_second_branch_changes_nothing_for_the_first(case):
     rows = walk(1)
-    alone = drive(agent_for(case, together=together), blocks_for(case), {"cond": rows})["cond"]
-    both = drive(agent_for(case, together=together), blocks_for(case), {"cond": rows, "uncond": walk(2)})["cond"]
+    alone = drive(agent_for(case), blocks_for(case), {"cond": rows})["cond"]
+    both = drive(agent_for(case), blocks_for(case), {"cond": rows, "uncond": walk(2)})["cond"]
     assert alone.marks == both.marks
 
 
