@@ -122,6 +122,20 @@ class CacheConfig:
         return cls._from_file(parse_json, "JSON", path)
 
     @classmethod
+    def from_lightx2v(cls, path: str | PathLike[str], blocks_count: int | None = None) -> CacheConfig:
+        """Read the caching keys of a LightX2V configuration (its `--config_json`); see docs/presets.md for the mapping.
+
+        Args:
+            path: the JSON file; keys that have nothing to do with caching are ignored, misspelt ones are an error.
+            blocks_count: calls of `apply` per step and branch. By default `num_layers` of the file, else 30 for FirstBlock,
+                DualBlock, DynamicBlock and TaylorSeer, which LightX2V ships for Wan2.1-T2V-1.3B only, and 1 for the others:
+                the whole stack in one call. Ada looks into the middle block, so it needs the number of blocks.
+        """
+        from mindie_cache import lightx2v  # only for those who come from there
+
+        return lightx2v.read(path, blocks_count)
+
+    @classmethod
     def _from_file(cls, parse: Callable[[str], Any], form: str, path: str | PathLike[str]) -> CacheConfig:
         try:
             return cls.from_dict(parse(Path(path).read_text(encoding="utf-8")))
