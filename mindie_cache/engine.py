@@ -27,6 +27,8 @@ class Engine:
         self._anchor = recipe.signal.anchor if recipe.signal else -1
         self._probed = recipe.probe.index if recipe.probe else -1
         self.ranks = Ranks(group)
+        if recipe.meter is not None:
+            recipe.meter.prepare(self.ranks)
         self.call = recipe.site.passage(self)
         self.calls_count = calls_count
         self.steps_count = steps_count
@@ -52,6 +54,8 @@ class Engine:
         can_reuse = track.since >= 0 and not track.blind
         if not policy.shared:
             signal = self._signal(track, function, args, kwargs)
+            if self.recipe.meter is not None and signal is not None:
+                self.recipe.meter.see(common.measured, track.branch, track.step, signal.value)
             reuse, track.state, reason = policy.decide(track.state, track.step, signal, can_reuse)
             reuse = reuse and can_reuse
             self._review(common, reason)
