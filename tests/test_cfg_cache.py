@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -468,6 +469,45 @@ def test_a_run_without_guidance_is_told():
     assert [str(warning.message) for warning in caught if "only branch 'cond'" in str(warning.message)]
     with pytest.warns(CacheWarning, match="reused nothing in branch 'uncond'"):
         play(agent_of(20, skip_from=19), [player_of(20)], 20, dict.fromkeys(("cond", "uncond"), range(20)))
+
+
+class Attentive(nn.Module):
+    """A model of two attentions, which go through an agent of their own."""
+
+    def __init__(self, agent: CacheAgent | None = None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.agent = agent
+        self.attentions = nn.ModuleList([nn.Linear(10, 10, dtype=torch.float64).requires_grad_(False) for _ in range(2)])
+
+    def forward(self, hidden_states: Tensor, prompt: Tensor) -> Tensor:
+        for attention in self.attentions:
+            call = attention if self.agent is None else partial(self.agent.apply, attention)
+            mixed = call(hidden_states + prompt)
+            hidden_states = hidden_states + 0.3 * mixed
+        return hidden_states
+
+
+@pytest.mark.parametrize("layout", ["sequential", "batch"])
+def test_together_with_the_cache_of_attentions(layout):
+    """Both parts of FasterCache at once, where nothing changes."""
+    attention_agent = CacheAgent(CacheConfig("fastercache", 2, 50, options={"preset": "CogVideoX"}))
+    agent = agent_of(50, preset="CogVideoX", layout=layout, low_boost=(1, 0, 0), high_boost=(1, 0, 0))
+    model, bare, latents = Attentive(attention_agent), Attentive(), recording(1, (1, 1, 8, 10))[0]
+    prompts = torch.tensor([0.3, -0.8], dtype=torch.float64).view(2, 1, 1, 1)
+    with quiet(), agent.run():
+        for _ in range(50):
+            if layout == "batch":
+                got = agent.apply(model, torch.cat((latents, latents)), prompts)
+            else:
+                parts = []
+                for branch, prompt in zip(("cond", "uncond"), prompts, strict=True):
+                    with agent.branch(branch):
+                        parts.append(agent.apply(model, latents, prompt))
+                got = torch.cat(parts)
+            torch.testing.assert_close(got, bare(torch.cat((latents, latents)), prompts))
+        reused = [sum(record.calls_reused for record in part.report().steps) for part in (agent, attention_agent)]
+    assert min(reused) > 15
 
 
 # ------------------------------------------------------------------------------------------------ refusals
