@@ -26,7 +26,7 @@ from mindie_cache import (
     branch,
     run,
 )
-from mindie_cache.calibration import files
+from mindie_cache.calibration import files, meter
 
 STEPS, TOKENS, CHANNELS = 12, 7, 16
 BRANCHES = ("cond", "uncond")
@@ -101,6 +101,15 @@ def test_values_of_every_branch(branches):
     generate(agent, given, branches)
     assert_measured(agent.calibration(), given, branches)
     assert all(not record.reused for record in agent.report().steps)
+
+
+def test_large_residuals_are_measured_in_chunks(monkeypatch):
+    monkeypatch.setattr(meter, "CHUNK", 3 * CHANNELS)
+    agent, given = make(signal="temb"), residuals()
+    generate(agent, given)
+    assert_measured(agent.calibration(), given)
+    change = (given["cond"][1] - given["cond"][0]).abs().sum() / given["cond"][0].abs().sum()
+    assert agent.calibration().branches["cond"].changes[0][1] == pytest.approx(change.item(), rel=1e-5)
 
 
 def test_the_first_step_of_the_second_expert_is_measured_against_the_last_of_the_first():

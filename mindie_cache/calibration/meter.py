@@ -22,6 +22,7 @@ from mindie_cache.ops import relative_l1
 from mindie_cache.policies.decision import relative
 
 EPS = 1e-8  # least norm in the cosine
+CHUNK = 2**24  # elements that are copied to float32 at a time: 64 MiB
 Rows = dict[str, dict[int, tuple[int, torch.Tensor]]]  # by branch and step: tokens, and seven sums on the device
 
 
@@ -187,16 +188,23 @@ def _sums(
     residual: torch.Tensor, norms: torch.Tensor, before: Latest, change: torch.Tensor | None, watching: bool
 ) -> torch.Tensor:
     """The entries of a Row but the first, as a tensor `(7,)` on the residual's device. Does not synchronise."""
-    old = before.residual.to(residual.device)
     old_norms = before.norms.to(residual.device)
     factors = norms / old_norms
     mean = factors.mean()
-    products = (residual.float() * old.float()).sum(-1) / (norms.clamp_min(EPS) * old_norms.clamp_min(EPS))
-    first = torch.stack((mean, (factors - mean).square().sum(), (1 - products).mean()))
+    pairs = list(zip(_chunks(residual), _chunks(before.residual.to(residual.device)), strict=True))
+    products = torch.cat([(now.float() * old.float()).sum(-1) for now, old in pairs]).view_as(norms)
+    cosines = products / (norms.clamp_min(EPS) * old_norms.clamp_min(EPS))
+    first = torch.stack((mean, (factors - mean).square().sum(), (1 - cosines).mean()))
     if not watching:
         return torch.cat((first, first.new_zeros(4)))
-    unknown = first.new_full((2,), math.nan)
-    return torch.cat((first, unknown if change is None else change.to(first.device), relative_l1(residual, old)))
+    seen = first.new_full((2,), math.nan) if change is None else change.to(first.device)
+    return torch.cat((first, seen, torch.stack([relative_l1(now, old) for now, old in pairs]).sum(0)))
+
+
+def _chunks(residual: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Its tokens, so many at a time that a copy in float32 is small beside a model."""
+    tokens = residual.reshape(-1, residual.shape[-1])
+    return tokens.split(max(1, CHUNK // max(1, tokens.shape[-1])))
 
 
 def _read(rows: list[tuple[int, torch.Tensor]], names: str, ranks: Ranks) -> list[list[list[float]]]:
