@@ -67,18 +67,19 @@ def make_model(blocks: int = 4, dim: int = 6, seed: int = 0) -> nn.ModuleList:
 def make_inputs(
     steps: int, seed: int, speed: float = 0.05, shape: tuple[int, ...] = (2, 5, 6), constant: bool = False
 ) -> list[Inputs]:
-    """A random walk of uneven step lengths; `constant` repeats its first step."""
+    """A path of uneven step lengths that goes one way and trembles; `constant` repeats its first step."""
     generator = torch.Generator().manual_seed(seed)
 
     def rand(*size: int) -> Tensor:
         return torch.randn(size, generator=generator, dtype=DTYPE)
 
     hidden, temb, row = rand(*shape), rand(shape[-1]), []
+    ahead, turn = rand(*shape), rand(shape[-1])
     for _ in range(steps):
         row.append(Inputs(hidden.clone(), temb.clone()))
         if not constant:
             length = speed * float(torch.rand((), generator=generator)) ** 2
-            hidden, temb = hidden + length * rand(*shape), temb + length * rand(shape[-1])
+            hidden, temb = hidden + length * (ahead + 0.5 * rand(*shape)), temb + length * (turn + 0.5 * rand(shape[-1]))
     return row
 
 
