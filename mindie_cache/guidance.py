@@ -80,11 +80,10 @@ def _reuses(
     if not track.decided:
         engine.decide(track, lane, function, args, kwargs)
     shape = first_shape(args, kwargs)
-    if shape != lane.shape:
+    if shape != lane.shape:  # another pass of this step, e.g. the next tile
         lane.history.clear()
         lane.shape = shape
-    steps = lane.history.steps
-    return track.reuse and bool(steps) and steps[-1] >= track.since
+    return track.reuse and bool(lane.history.steps)
 
 
 # ------------------------------------------------------------------------------------------------ one call a branch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -317,6 +318,7 @@ def test_a_batch_may_return_other_things_too():
             "sample": value,
             "labels": (value[:, 0, 0, 0, 0] > 9).long() + 3,
             "shared": value.mean(0),
+            "one": value.mean(0, keepdim=True),
             "other": (None, "x", 2),
         },
     )
@@ -324,7 +326,7 @@ def test_a_batch_may_return_other_things_too():
         out = batch_call(agent, model, step)
         torch.testing.assert_close(out["sample"], model.rows[0], atol=0.3, rtol=0.2)  # boosted
         assert out["labels"].tolist() == [3, 3]
-        assert out["shared"].shape == SHAPE[1:]
+        assert out["shared"].shape == out["one"].shape[1:] == SHAPE[1:]
         assert out["other"] == (None, "x", 2)
     assert sum(record.reused for record in agent.report().steps) > 8
 
@@ -435,6 +437,39 @@ def test_a_new_shape_is_computed():
             assert out.shape == player.recordings[branch].shape[1:]
         marks += "#" if len(player.runs) > before else "."
     assert [marks[step] for step in (10, 11, 12, 13)] == [".", ".", "#", "."]
+
+
+def test_a_tile_of_another_shape_in_the_same_step_is_computed():
+    agent, player, reused = agent_of(24), player_of(24), 0
+    large, small = player.recordings, player_of(24, (1, 2, 3, 6, 6)).recordings
+    with quiet(), agent.run():
+        for step in range(24):
+            for tile in (large, small)[: 1 + (step in (12, 13, 19))]:
+                player.recordings = tile
+                for branch in ("cond", "uncond"):
+                    before = len(player.runs)
+                    with agent.branch(branch, step=step):
+                        out = agent.apply(player, torch.zeros(tile[branch].shape[1:]), branch=branch, step=step)
+                    assert out.shape == tile[branch].shape[1:]
+                    if len(player.runs) > before:
+                        assert torch.equal(out, tile[branch][step])
+                    else:
+                        assert tile is large
+                        reused += 1
+    assert reused > 8
+
+
+def test_nothing_is_held_after_a_run_that_ended_early():
+    def alive() -> int:
+        return sum(type(item) is Tensor and item.shape == (1, 1, 8, 11) for item in gc.get_objects())
+
+    agent, player = agent_of(24), player_of(24, (1, 1, 8, 11))
+    with quiet(), agent.run():
+        for branch in ("cond", "uncond") * 9:
+            with agent.branch(branch):
+                agent.apply(player, torch.zeros(1), branch=branch, step=0)
+        assert alive() == 3  # two bands, and the conditional output of this step
+    assert alive() == 0
 
 
 def test_several_branches_are_predicted_from_one():

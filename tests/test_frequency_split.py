@@ -97,6 +97,12 @@ def test_the_published_cache(steps, interval, orders, first, last, tokens, cutof
     follow(rule, agent, steps, (1, tokens, 2))
 
 
+def test_a_boundary_that_is_a_whole_number_belongs_to_the_slow_part():
+    """0.29 * 100 is 28.999999999999996 in floating point."""
+    agent = agent_of(12, interval=3, low_order=0, high_order=1, split_cutoff=0.29)
+    follow(HunyuanImage(3, 0, 1, 12, cutoff=0.29), agent, 12, (1, 200, 1))
+
+
 def test_without_an_fft_the_numbers_are_the_same(monkeypatch):
     monkeypatch.setattr(fourier, "FFT_DEVICES", ())
     follow(

@@ -128,6 +128,11 @@ def test_listed_timesteps_between_those_of_the_scheduler_are_taken_at_the_neares
     follow(agent, [step not in (7, 8, 9) for step in range(20)])
 
 
+def test_a_listed_timestep_is_computed_also_after_another_one():
+    agent = agent_of(20, kind="mlp", mlp_timesteps=[700, 650], mlp_skip_count=2)
+    follow(agent, [step not in (8, 9) for step in range(20)])
+
+
 def test_the_window_limits_feed_forward_networks_too():
     agent = agent_of(20, kind="mlp", mlp_timesteps=[500], mlp_skip_count=5, window=(390, 900))
     follow(agent, [step not in (11, 12) for step in range(20)])  # 450 and 400
@@ -170,6 +175,9 @@ def test_a_broadcast_may_extrapolate():
     _, outputs, _ = play(agent, [player], 20, {"cond": range(20)})
     for step in range(4, 20):
         np.testing.assert_allclose(as_numpy(outputs["cond"][step][0]), [step, -2 * step], rtol=1e-6)
+    agent = agent_of(20, broadcast=3, window=(0, 701), order=1)  # inside from step 6 on: one snapshot is held
+    _, outputs, _ = play(agent, [player], 20, {"cond": range(20)})
+    assert [int(row[0][0]) for row in outputs["cond"]] == [*range(7), 6, 6, *range(9, 20)]
 
 
 @pytest.mark.parametrize(
