@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -19,8 +18,6 @@ from mindie_cache.lanes import Common, Track, find_common
 from mindie_cache.layout import Layout, Surprise
 from mindie_cache.recipes import METHODS, advice, bypass_reason
 from mindie_cache.report import Log, Report
-
-_keys = itertools.count()
 
 
 class CacheAgent:
@@ -45,7 +42,7 @@ class CacheAgent:
         self.config = config.validated()
         self._group = process_group
         self._note = bypass_reason(self.config)
-        self._key = next(_keys)
+        self._key = clock.new_key()
         self._tracks: WeakKeyDictionary[Scope, Track] = WeakKeyDictionary()
         self._latest: Common | None = None
         self._warn = WarnOnce()

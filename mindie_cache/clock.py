@@ -7,6 +7,7 @@ asyncio tasks that open a run of their own.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
@@ -138,9 +139,28 @@ class Run:
         return any([other.index and other.began > cursor.began for other in self._cursors()])
 
 
+class StepCounter:
+    """Steps for callers that say which branch begins: the step advances when a branch begins that was there already."""
+
+    __slots__ = ("_begun", "step")
+
+    def __init__(self, first_step: int = 0):
+        self.step = first_step - 1
+        self._begun: set[str] = set()  # branches of this step
+
+    def begin(self, branch: str) -> int:
+        """Return the step that `branch` begins."""
+        if not self._begun or branch in self._begun:
+            self.step += 1
+            self._begun.clear()
+        self._begun.add(branch)
+        return self.step
+
+
 _scope: ContextVar[Scope | None] = ContextVar("mindie_cache_scope", default=None)
 _requests: dict[Hashable, Run] = {}
 get_scope = _scope.get
+new_key = itertools.count().__next__  # what an agent is known by in a Scope
 
 
 def current_scope() -> Scope:

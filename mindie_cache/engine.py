@@ -50,18 +50,22 @@ class Engine:
     ) -> None:
         """Take the decision of this step, once, from the arguments of the first call of the site in this step."""
         self._check_signature(track, lane, args, kwargs)
+        self.settle(track, lambda: self._signal(track, function, args, kwargs))
+
+    def settle(self, track: Track, signal: Callable[[], Signal | None]) -> None:
+        """Take the decision of this step; `signal` is called if the policy has to look at one."""
         policy, common = track.policy, track.common
         can_reuse = track.since >= 0 and not track.blind
         if not policy.shared:
-            signal = self._signal(track, function, args, kwargs)
-            if self.recipe.meter is not None and signal is not None:
-                self.recipe.meter.see(common.measured, track.branch, track.step, signal.value)
-            reuse, track.state, reason = policy.decide(track.state, track.step, signal, can_reuse)
+            seen = signal()
+            if self.recipe.meter is not None and seen is not None:
+                self.recipe.meter.see(common.measured, track.branch, track.step, seen.value)
+            reuse, track.state, reason = policy.decide(track.state, track.step, seen, can_reuse)
             reuse = reuse and can_reuse
             self._review(common, reason)
         else:
             if common.step != track.step:
-                self._decide_for_all(track, can_reuse, self._signal(track, function, args, kwargs))
+                self._decide_for_all(track, can_reuse, signal())
             fresh = can_reuse and track.since >= common.since  # this branch was there at the last computed step
             reuse, reason = common.reuse and fresh, common.reason
             if common.reuse and not fresh:
@@ -87,19 +91,28 @@ class Engine:
     ) -> None:
         """The decision of one call, for policies that decide per call."""
         self._check_signature(track, lane, args, kwargs)
-        policy, lanes = track.policy, track.distinct_lanes
+        self.settle_call(track, lane, self._signal(track, function, args, kwargs))
+
+    def settle_call(self, track: Track, lane: Lane, signal: Signal | None) -> None:
+        """Take the decision of one lane, for policies that decide per call."""
+        policy = track.policy
         if not track.decided:
-            states = policy.settle([other.state for other in lanes], self.ranks)
-            for other, state in zip(lanes, states, strict=True):
-                other.state = state
+            self._settle_states(track)
             track.decided, track.keep = True, policy.worth_keeping(track.step, self.recipe.predictor.depth)
         can_reuse = len(lane.history.steps) >= self._warmup and not track.blind
-        signal = self._signal(track, function, args, kwargs)
         reuse, lane.state, reason = policy.decide(lane.state, track.step, signal, can_reuse)
         lane.reuse = reuse and can_reuse
         if lane.reuse or not track.reused:
             track.reason = reason
         self._review(track.common, reason)
+
+    def _settle_states(self, track: Track) -> None:
+        """The states of all calls in all branches, together: the first branch of a step reads for the others too."""
+        tracks = sorted(track.common.tracks, key=lambda other: other.branch)
+        lanes = [lane for other in tracks for lane in other.distinct_lanes]
+        states = track.policy.settle([lane.state for lane in lanes], self.ranks)
+        for lane, state in zip(lanes, states, strict=True):
+            lane.state = state
 
     def _signal(
         self, track: Track, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -139,14 +152,18 @@ class Engine:
         return result
 
     def _observe(self, track: Track, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        common, probe = track.common, self.recipe.probe
+        probe = self.recipe.probe
         assert probe is not None
-        holder: Common | Track = common if track.policy.shared else track
-        if holder is common and common.decider != track.branch:  # the branch that decides is the one that is looked at
+        if track.policy.shared and track.common.decider != track.branch:  # the branch that decides is the one looked at
             return function(*args, **kwargs)
         result, seen = probe.run(function, args, kwargs)
-        holder.state = track.policy.observe(holder.state, track.step, Signal(seen, self.ranks))
+        self.observe(track, seen)
         return result
+
+    def observe(self, track: Track, seen: torch.Tensor) -> None:
+        """Show the policy what the recipe's probe has seen in a computed step of the branch that decides."""
+        holder: Common | Track = track.common if track.policy.shared else track
+        holder.state = track.policy.observe(holder.state, track.step, Signal(seen, self.ranks))
 
     def each_call(
         self, track: Track, index: int, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -140,14 +140,19 @@ class Track:
         self.missed = self.reused = 0  # of this pass: calls that an outer cache skipped, calls not executed
         self.layout = Layout(len(lanes))
         self.blind = False  # calls cannot be told apart: compute for the rest of the run
-        self.forget()
+        self._clear()
 
     def forget(self) -> None:
         """Drop every kept feature and the policy's state: what follows is like a first step."""
+        self._clear()
+        if self.common.step != self.step or self.common.decider == self.branch:  # else another branch has decided already
+            self.common.state = None
+
+    def _clear(self) -> None:
+        """The same without what the branches share."""
         for lane in self.distinct_lanes:
             lane.drop()
         self.state: Any = None
-        self.common.state = None
         self.since = -1  # last step whose computed features count
         self.reason = "no data"
         self.new_step()

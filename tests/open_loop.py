@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -16,8 +15,6 @@ from mindie_cache import CacheAgent, CacheConfig
 
 DTYPE = torch.float64
 torch.set_num_threads(1)  # the tensors are tiny
-SHARED_STATE = pytest.mark.xfail(reason="a branch's first call drops what the branches share", strict=False)
-TOGETHER = pytest.param(True, marks=SHARED_STATE)
 
 
 class AdaNorm(nn.Module):

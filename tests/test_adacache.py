@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from open_loop import TOGETHER, Inputs, TokenBlock, agent_of, agree, drive, expected, host_reads, make_inputs, make_model
+from open_loop import Inputs, TokenBlock, agent_of, agree, drive, expected, host_reads, make_inputs, make_model
 from oracles import CODEBOOK_100, Ada, Hold, Ladder
 from toy import all_warnings, quiet
 
@@ -71,7 +71,7 @@ def test_motion_regularisation(steps, seed, speed, frame, scale, power, gradient
         agree(drive(agent_of("adacache", steps, options={**options, **hyper}), MODEL, {"cond": rows})["cond"], wanted)
 
 
-@pytest.mark.parametrize("together", [TOGETHER, False])
+@pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("motion", [False, True])
 def test_two_branches(together, motion):
     branches = {"cond": make_inputs(STEPS, 4, 0.3, SHAPE), "uncond": make_inputs(STEPS, 5, 0.8, SHAPE)}

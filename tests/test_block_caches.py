@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from open_loop import TOGETHER, Inputs, Outcome, agent_of, agree, drive, expected, host_reads, make_inputs, make_model
+from open_loop import Inputs, Outcome, agent_of, agree, drive, expected, host_reads, make_inputs, make_model
 from oracles import Dynamic, Hold, Ladder, ProbeChange
 from toy import all_warnings, quiet
 
@@ -31,7 +31,7 @@ def forced_steps(steps: int, first: int, last: int) -> set[int]:
 
 @pytest.mark.parametrize("method", SPANS)
 @pytest.mark.parametrize("compare", ["previous", "computed"])
-@pytest.mark.parametrize("together", [TOGETHER, False])
+@pytest.mark.parametrize("together", [True, False])
 def test_probe_of_the_blocks_in_front(method, compare, together):
     """Published: compared with the previous step, no limit, no last step. Ours: with the last computed step."""
     published, span = compare == "previous", SPANS[method]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from open_loop import DTYPE, TOGETHER, agent_of, agree, drive, expected, host_reads, make_inputs, make_model
+from open_loop import DTYPE, agent_of, agree, drive, expected, host_reads, make_inputs, make_model
 from oracles import Easy, Hold, Ladder
 from toy import all_warnings, quiet
 
@@ -31,7 +31,7 @@ def forced(steps: int, first: int, last: int) -> set[int]:
 
 @pytest.mark.parametrize(("threshold", "first"), [(0.05, 10), (0.025, 5), (0.1, 1)])
 @pytest.mark.parametrize("speed", [0.02, 0.1])
-@pytest.mark.parametrize("together", [TOGETHER, False])
+@pytest.mark.parametrize("together", [True, False])
 def test_published_settings(threshold, first, speed, together):
     """Wan: 0.05 and 10; HunyuanVideo: 0.025 and 5; the last step is forced and cond decides for the pair."""
     branches = {"cond": make_inputs(STEPS, 1, speed), "uncond": make_inputs(STEPS, 2, speed)}

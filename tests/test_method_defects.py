@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from open_loop import (
-    SHARED_STATE,
     Inputs,
     agent_of,
     agree,
@@ -115,7 +114,6 @@ def test_another_shape_in_the_middle_of_a_run_computes(case, shape, change):
 
 
 @pytest.mark.parametrize("case", SIGNALS)
-@SHARED_STATE
 def test_another_shape_in_both_branches_is_one_change(case):
     """What the first branch has decided by is not dropped when the second one changes too."""
     rows = [*walk(4)[:6], *walk(5, shape=(2, 4, 6))[6:]]
@@ -165,7 +163,6 @@ def test_branches_agree_unless_told_otherwise(case):
 
 
 @pytest.mark.parametrize("case", SIGNALS)
-@SHARED_STATE
 def test_a_second_branch_changes_nothing_for_the_first(case):
     rows = walk(1)
     alone = drive(agent_for(case), blocks_for(case), {"cond": rows})["cond"]

@@ -36,7 +36,7 @@ class Forecast(TokenBlock):
 
 def rule(ladder: str, order: int, first_enhance: int) -> Any:
     """Derivatives are formed from step first_enhance - 1 on."""
-    return (Ladder if ladder == "published" else Polynomial)(order, derivatives_from=first_enhance - 1)
+    return Ladder(order, derivatives_from=first_enhance - 1) if ladder == "published" else Polynomial(order)
 
 
 SETTINGS = {

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from open_loop import TOGETHER, Inputs, agent_of, agree, drive, expected, host_reads, make_inputs, make_model
+from open_loop import Inputs, agent_of, agree, drive, expected, host_reads, make_inputs, make_model
 from oracles import Hold, Ladder, Tea
 from toy import all_warnings, quiet
 
@@ -61,7 +61,7 @@ def test_wan_form_for_every_published_polynomial(name, ret_steps):
 
 
 @pytest.mark.parametrize("name", ["HunyuanVideo", "FLUX.1-dev", "hy_15_t2v_480p_teacache", "Lumina-Image-2.0", "LTX-Video"])
-@pytest.mark.parametrize("together", [TOGETHER, False])
+@pytest.mark.parametrize("together", [True, False])
 def test_hunyuan_form_watches_the_modulated_input(name, together):
     """The signal depends on the latents, so the branches differ unless they decide together, by the first one."""
     branches = {"cond": make_inputs(STEPS, 3, 0.2), "uncond": make_inputs(STEPS, 8, 0.2)}
@@ -105,7 +105,7 @@ def test_any_settings(steps, seed, speed, threshold, coefficients, first, last, 
 
 
 @pytest.mark.parametrize("ret_steps", [False, True])
-@pytest.mark.parametrize("together", [TOGETHER, False])
+@pytest.mark.parametrize("together", [True, False])
 def test_custom_draws_a_line_through_two_residuals(ret_steps, together):
     """LightX2V's CustomCache: TeaCache's decision; its derivative is over the distance of the two computed steps."""
     branches = {"cond": make_inputs(STEPS, 1, 0.3), "uncond": make_inputs(STEPS, 2, 0.3)}

@@ -10,7 +10,8 @@ from mindie_cache import CacheAgent, CacheConfig, ConfigError
 from mindie_cache.recipes import METHODS
 from mindie_cache.testbed import TestbedTransformer
 
-FORWARD, BLOCK, ATTENTION = "forward", "block", "attention call"  # what one call of a method is, as recipes name it
+FORWARD, BLOCK, ATTENTION, MODULE = "forward", "block", "attention call", "module call"  # as recipes name one call
+PLACES = {FORWARD: FORWARD, BLOCK: BLOCK, ATTENTION: ATTENTION, MODULE: ATTENTION}  # the testbed's modules: attentions
 
 
 class Attached(NamedTuple):
@@ -20,9 +21,12 @@ class Attached(NamedTuple):
     forward_cache: CacheAgent | None
 
 
-def unit(config: CacheConfig) -> str:
-    """What one call of the configured method is: a whole forward, a block, an attention call."""
-    return METHODS[config.method].build(config.validated()).unit
+def place(config: CacheConfig) -> str:
+    """Which calls of the testbed the configured method serves: FORWARD, BLOCK or ATTENTION."""
+    unit = METHODS[config.method].build(config.validated()).unit
+    if unit not in PLACES:
+        raise ConfigError(f"{config.method} serves {unit}s, and the testbed calls no cache there. Use another method.")
+    return PLACES[unit]
 
 
 @contextmanager
@@ -32,15 +36,15 @@ def attached(model: TestbedTransformer, configs: Sequence[CacheConfig]) -> Itera
     Raises:
         ConfigError: a configuration is not valid, or two of them cache the same calls.
     """
-    agents = {unit(config): CacheAgent(config) for config in configs}
+    agents = {place(config): CacheAgent(config) for config in configs}
     if len(agents) < len(configs):
         raise ConfigError(f"{len(configs)} configurations for the same calls ({', '.join(agents)}). Keep one of each kind.")
-    places: tuple[Any, ...] = (model, *model.transformer_blocks)
-    before = [place.cache for place in places]
+    owners: tuple[Any, ...] = (model, *model.transformer_blocks)
+    before = [owner.cache for owner in owners]
     try:
-        for place in places:
-            place.cache = agents.get(BLOCK if place is model else ATTENTION)
+        for owner in owners:
+            owner.cache = agents.get(BLOCK if owner is model else ATTENTION)
         yield Attached(tuple(agents.values()), agents.get(FORWARD))
     finally:
-        for place, cache in zip(places, before, strict=True):
-            place.cache = cache
+        for owner, cache in zip(owners, before, strict=True):
+            owner.cache = cache

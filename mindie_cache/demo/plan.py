@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mindie_cache import CacheConfig, ConfigError
-from mindie_cache.demo.attach import FORWARD, unit
+from mindie_cache.demo.attach import FORWARD, place
 from mindie_cache.errors import did_you_mean
 from mindie_cache.testbed.data import COLOURS, DIRECTIONS, SHAPES, make_prompt
+from mindie_cache.testbed.weights import CALIBRATION_PATH
 
 LEAST_STEPS = 4  # with fewer, no method has a step left to reuse
 READERS = {".yaml": CacheConfig.from_yaml, ".yml": CacheConfig.from_yaml, ".json": CacheConfig.from_json}
@@ -32,7 +33,7 @@ def uncached(steps: int) -> Setting:
 
 
 def default_settings(steps: int, blocks: int) -> list[Setting]:
-    """The settings of the full demo, gentle to strong for each method.
+    """The settings of the full demo: every method, at about half of the work or at what it can save.
 
     The last step is worth most: windows begin so that it is one of their refreshes.
 
@@ -41,41 +42,58 @@ def default_settings(steps: int, blocks: int) -> list[Setting]:
         blocks: blocks of the model.
     """
     last, early, third = steps - 1, max(1, round(0.1 * steps)), max(1, steps // 3)
+    numbers = str(CALIBRATION_PATH)
 
     def start(least: int, interval: int) -> int:
         return min(least + (last - least) % interval, last - 2)
 
-    def block_cache(least: int, interval: int, margin: int = 0, **options: Any) -> CacheConfig:
+    def blocks_every(least: int, interval: int, margin: int = 0, **options: Any) -> CacheConfig:
         window = (start(least, interval), interval, last, margin, blocks - margin)
         return CacheConfig("dit_block_cache", blocks, steps, *window, options=options or None)
 
-    def attention_cache(interval: int, **options: Any) -> CacheConfig:
+    def attention_every(interval: int, **options: Any) -> CacheConfig:
         window = (start(early, interval), interval, last - 1)  # this method reuses step_end, too
         return CacheConfig("attention_cache", blocks, steps, *window, options=options or None)
 
-    def adastep(threshold: float, limit: int) -> CacheConfig:
-        return CacheConfig("adastep", 1, steps, options={"skip_thr": threshold, "max_skip_steps": limit})
+    def on_blocks(method: str, **options: Any) -> CacheConfig:
+        return CacheConfig(method, blocks, steps, options=options)
 
-    gentle = block_cache(third, 2, margin=min(1, (blocks - 1) // 2))
-    both = (gentle, attention_cache(2, order=1))
+    def on_forward(method: str, **options: Any) -> CacheConfig:
+        return CacheConfig(method, 1, steps, options=options)
+
+    def setting(name: str, caption: str, *configs: CacheConfig) -> Setting:
+        return Setting(name, caption, steps, configs)
+
+    rates = [[1.2, 3], [2.4, 2]]
+    gentle = blocks_every(third, 2, margin=min(1, (blocks - 1) // 2))
+    faster = on_blocks("fastercache", reuse_from=early + 3)
+    guided = on_forward("cfg_cache", refresh_from=early, skip_from=early + 2)
     return [
         *(Setting(f"{few} steps", "no cache, fewer steps", few) for few in (round(steps * 2 / 3), round(steps / 2))),
-        Setting("blocks gentle", "inner blocks, late, every 2nd step", steps, (gentle,)),
-        Setting("blocks medium", "all blocks, every 2nd step", steps, (block_cache(early, 2),)),
-        Setting("blocks medium, line", "every 2nd step, extrapolated", steps, (block_cache(early, 2, order=1),)),
-        Setting("blocks strong", "all blocks, every 3rd step", steps, (block_cache(early, 3),)),
-        Setting("blocks strong, line", "every 3rd step, extrapolated", steps, (block_cache(early, 3, order=1),)),
-        Setting("attention medium", "attention, every 2nd step", steps, (attention_cache(2),)),
-        Setting("attention strong", "attention, every 3rd step", steps, (attention_cache(3),)),
-        Setting("adastep gentle", "even steps, one in a row", steps, (adastep(0.006, 1),)),
-        Setting("adastep strong", "even steps, two in a row", steps, (adastep(0.015, 2),)),
-        Setting("blocks + attention", "blocks gentle, attention line", steps, both),
+        setting("dit_block_cache", "all blocks, every 2nd step", blocks_every(early, 2)),
+        setting("dit_block_cache, line", "every 2nd step, extrapolated", blocks_every(early, 2, order=1)),
+        setting("attention_cache", "attention, every 2nd step", attention_every(2)),
+        setting("both", "inner blocks late, attention", gentle, attention_every(2, order=1)),
+        setting("adastep", "even steps, two in a row", on_forward("adastep", skip_thr=0.015, max_skip_steps=2)),
+        setting("teacache", "time embedding", on_blocks("teacache", threshold=0.06, preset=numbers)),
+        setting("custom", "teacache, and a line", on_blocks("custom", threshold=0.06, preset=numbers)),
+        setting("magcache", "magnitude table", on_blocks("magcache", threshold=0.06, max_skip_steps=4, preset=numbers)),
+        setting("ada_taylor", "magcache, and a line", on_blocks("ada_taylor", threshold=0.06, preset=numbers)),
+        setting("taylorseer", "every 2nd step, a line", on_blocks("taylorseer", interval=2, warmup_steps=early, lite=True)),
+        setting("adacache", "change of attention", on_blocks("adacache", codebook=rates, otherwise=1)),
+        setting("first_block", "change of one block", on_blocks("first_block", threshold=0.1)),
+        setting("dynamic_block", "each block by itself", on_blocks("dynamic_block", threshold=0.1)),
+        setting("easycache", "change of the output", on_forward("easycache", threshold=0.1, warmup_steps=early)),
+        setting("fastercache", "attention, moved on", faster),
+        setting("cfg_cache", "uncond from cond", guided),
+        setting("fastercache + cfg", "both of FasterCache", faster, guided),
+        setting("pab", "attention, broadcast", on_blocks("pab", broadcast=2, window=[100, 900])),
     ]
 
 
 def quick_settings(steps: int, blocks: int) -> list[Setting]:
     """One setting of each kind, for a smoke run."""
-    names = (f"{round(steps / 2)} steps", "blocks strong, line", "attention medium", "adastep strong", "blocks + attention")
+    names = (f"{round(steps / 2)} steps", "dit_block_cache, line", "attention_cache", "adastep", "custom")
     return [setting for setting in default_settings(steps, blocks) if setting.name in names]
 
 
@@ -94,7 +112,7 @@ def read_settings(paths: Sequence[Path], steps: int, blocks: int) -> list[Settin
             config = reader(path)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror}. Give the path of a CacheConfig file.") from None
-        calls = 1 if unit(config) == FORWARD else blocks
+        calls = 1 if place(config) == FORWARD else blocks
         for field, got, needed in (("blocks_count", config.blocks_count, calls), ("steps_count", config.steps_count, steps)):
             if got != needed:
                 option = " (or pass --steps)" if field == "steps_count" else ""

@@ -200,6 +200,11 @@ class TaylorSeerOptions(PresetOptions):
         return PerBand((low, high)) if self.is_split else low
 
 
+def _published_start(options: Any, first: int) -> int:
+    """The first step that the original derives from: the last but one of the warm-up; the last one in HunyuanImage-3.0."""
+    return max(0, first - (2 if options.low_order is None else 1))
+
+
 def taylorseer(config: CacheConfig) -> Recipe:
     options, notes = config.options.resolved(config)
     calls, first = block_range(config), max(1, options.warmup_steps)
@@ -208,8 +213,7 @@ def taylorseer(config: CacheConfig) -> Recipe:
         frozenset(computed),
         config.steps_count,
         final_steps=options.final_steps,
-        # the derivative of the last warm-up step needs the one before; HunyuanImage-3.0 begins with the last one
-        keep_from=max(0, first - (2 if options.low_order is None else 1)),
+        keep_from=_published_start(options, first) if options.ladder == "published" else 0,
         reason="interval",
     )
     parts = {

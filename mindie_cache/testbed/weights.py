@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from mindie_cache.testbed.model import TestbedConfig, TestbedTransformer
 
 WEIGHTS_PATH = Path(__file__).with_name("weights.safetensors")
+CALIBRATION_PATH = Path(__file__).with_name("calibration.json")  # written by `mindie-cache calibrate`
 
 
 def save_testbed(model: TestbedTransformer, path: Path, provenance: Mapping[str, object]) -> None:

@@ -1,0 +1,117 @@
+"""The families of settings that `quality.py` compares: one caching method each, with one knob from gentle to strong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mindie_cache import CacheConfig
+
+
+@dataclass(frozen=True)
+class Family:
+    """`build(knob)` gives the caches of one setting. `choices` are tried one by one; `span` is searched by bisection on a
+    logarithmic scale, where a larger knob computes less."""
+
+    name: str
+    build: Callable[[Any], tuple[CacheConfig, ...]]
+    choices: tuple[Any, ...] = ()
+    span: tuple[float, float] | None = None
+
+
+def families(steps: int, blocks: int, calibration: str) -> list[Family]:
+    """Every method of the library on a model of `blocks` blocks at `steps` steps.
+
+    Args:
+        calibration: file written by `mindie-cache calibrate`, for the methods that need numbers of the model.
+    """
+    last = steps - 1
+
+    def on_blocks(method: str, **options: Any) -> tuple[CacheConfig, ...]:
+        return (CacheConfig(method, blocks, steps, options=options or None),)
+
+    def on_forward(method: str, **options: Any) -> tuple[CacheConfig, ...]:
+        return (CacheConfig(method, 1, steps, options=options or None),)
+
+    def windowed(method: str, order: int) -> Callable[[Any], tuple[CacheConfig, ...]]:
+        options = {"order": order} if order else None
+        return lambda knob: (CacheConfig(method, blocks, steps, knob[0], knob[1], last, options=options),)
+
+    def seer(**options: Any) -> Callable[[Any], tuple[CacheConfig, ...]]:
+        return lambda knob: on_blocks("taylorseer", warmup_steps=knob[0], interval=knob[1], **options)
+
+    windows = [(start, every) for every in range(2, 9) for start in (3, 6, 9, 12)]
+    code_book = ((0.03, 6), (0.05, 5), (0.07, 4), (0.09, 3), (0.11, 2))
+    fast = {"max_skip_steps": 8}
+
+    def adacache(scale: float) -> tuple[CacheConfig, ...]:
+        return on_blocks("adacache", codebook=[[below * scale, gap] for below, gap in code_book], otherwise=1)
+
+    def faster(knob: tuple[int, int]) -> tuple[CacheConfig, ...]:
+        return on_blocks("fastercache", reuse_from=knob[0], interval=knob[1], reuse_on="others")
+
+    def guidance(knob: tuple[int, int]) -> tuple[CacheConfig, ...]:
+        return on_forward("cfg_cache", skip_from=knob[0], refresh_from=knob[0] - 2, interval=knob[1])
+
+    def pab(knob: tuple[int, int]) -> tuple[CacheConfig, ...]:
+        return on_blocks("pab", broadcast=knob[1], window=[50, 1000 - 33 * knob[0]])
+
+    def two_block(threshold: float) -> tuple[CacheConfig, ...]:
+        return (
+            CacheConfig(
+                "dual_block", blocks, steps, block_start=2, block_end=blocks - 2, options={"threshold": threshold, **fast}
+            ),
+        )
+
+    return [
+        Family("dit_block_cache", windowed("dit_block_cache", 0), tuple(windows)),
+        Family("dit_block_cache, line", windowed("dit_block_cache", 1), tuple(windows)),
+        Family("attention_cache", windowed("attention_cache", 0), tuple(windows)),
+        Family("attention_cache, line", windowed("attention_cache", 1), tuple(windows)),
+        Family("adastep", lambda x: on_forward("adastep", skip_thr=x, max_skip_steps=4), span=(1e-4, 3.0)),
+        Family("teacache", lambda x: on_blocks("teacache", threshold=x, preset=calibration, **fast), span=(0.02, 2.0)),
+        Family("teacache, no calibration", lambda x: on_blocks("teacache", threshold=x, **fast), span=(0.02, 2.0)),
+        Family(
+            "teacache, modulated",
+            lambda x: on_blocks("teacache", threshold=x, signal="modulated", **fast),
+            span=(0.02, 2.0),
+        ),
+        Family("custom", lambda x: on_blocks("custom", threshold=x, preset=calibration, **fast), span=(0.02, 2.0)),
+        Family(
+            "magcache",
+            lambda x: on_blocks("magcache", threshold=x, preset=calibration, retention_ratio=0.1, **fast),
+            span=(0.01, 4.0),
+        ),
+        Family(
+            "ada_taylor",
+            lambda x: on_blocks("ada_taylor", threshold=x, preset=calibration, retention_ratio=0.1, **fast),
+            span=(0.01, 4.0),
+        ),
+        Family("taylorseer, lite", seer(lite=True), tuple(windows)),
+        Family("taylorseer, lite, order 2", seer(lite=True, order=2), tuple(windows)),
+        Family("taylorseer, per module", seer(), tuple(windows)),
+        Family("adacache", adacache, span=(0.1, 50.0)),
+        Family("first_block", lambda x: on_blocks("first_block", threshold=x, **fast), span=(0.002, 2.0)),
+        Family(
+            "first_block, published",
+            lambda x: on_blocks("first_block", threshold=x, compare="previous", **fast),
+            span=(0.002, 2.0),
+        ),
+        Family("dual_block", two_block, span=(0.002, 2.0)),
+        Family("dynamic_block", lambda x: on_blocks("dynamic_block", threshold=x, **fast), span=(0.002, 2.0)),
+        Family(
+            "dynamic_block, published",
+            lambda x: on_blocks("dynamic_block", threshold=x, parity=True, **fast),
+            span=(0.002, 2.0),
+        ),
+        Family("easycache", lambda x: on_forward("easycache", threshold=x, warmup_steps=3, **fast), span=(0.002, 2.0)),
+        Family("fastercache", faster, tuple((start, every) for start in (5, 8, 12) for every in range(2, 9))),
+        Family("cfg_cache", guidance, tuple((start, every) for start in (3, 6, 10) for every in range(2, 9))),
+        Family("pab", pab, tuple((start, every) for start in (2, 5, 8) for every in range(2, 9))),
+    ]
+
+
+def steps_for(steps: int, budgets: Sequence[float]) -> list[int]:
+    """Fewer denoising steps without a cache: what every method has to beat."""
+    return [max(1, round(steps / budget)) for budget in budgets]

@@ -1,0 +1,257 @@
+"""Face 2: feature caches with three verbs, the interface of TeleFuser. The caller owns the control flow.
+
+    if cache.should_compute(is_cond=True):
+        out = blocks(x)
+        cache.update(out, x, is_cond=True)
+    else:
+        out = cache.approximate(x, is_cond=True)
+
+x is what enters the cached part of the model, out what leaves it. Decisions, predictions and memory are the engine's.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import torch
+
+from mindie_cache.calibration import Calibration
+from mindie_cache.checks import whole
+from mindie_cache.clock import Run, StepCounter, current_scope, new_key
+from mindie_cache.config import CacheConfig
+from mindie_cache.engine import Engine
+from mindie_cache.errors import ConfigError, ParametersInvalid, WarnOnce
+from mindie_cache.history import own
+from mindie_cache.lanes import Common, Lane, Track
+from mindie_cache.policies import Signal
+from mindie_cache.recipes import METHODS, bypass_reason
+from mindie_cache.report import Report
+from mindie_cache.sites import BlockRange, EachCall
+
+
+class BaseFeatureCache(ABC):
+    """What a model's forward calls. `is_cond` tells the conditioning branch: True "cond", False "uncond"."""
+
+    @abstractmethod
+    def should_compute(self, is_cond: bool, signal: torch.Tensor | None = None) -> bool:
+        """Begin the next step of this branch and decide about it. Call it once per branch and step, before the others.
+
+        Args:
+            is_cond: the branch.
+            signal: what the method looks at, e.g. the time embedding; only for methods that decide from data.
+        """
+
+    @abstractmethod
+    def update(
+        self, output: torch.Tensor, ori_input: torch.Tensor, is_cond: bool, observed: torch.Tensor | None = None
+    ) -> None:
+        """After a computed step: give what left the cached part, and what entered it (unchanged).
+
+        Args:
+            output, ori_input: tensors of one shape.
+            is_cond: the branch.
+            observed: what the method looks at in computed steps, e.g. the attention residual of adacache.
+        """
+
+    @abstractmethod
+    def approximate(self, input: torch.Tensor, is_cond: bool) -> torch.Tensor:  # noqa: A002 - the published name
+        """At a skipped step: return the estimate of the output for `input`, as a new tensor. Changes nothing."""
+
+    def reset(self) -> None:  # noqa: B027 - optional
+        """Forget everything: the next `should_compute` begins a generation."""
+
+
+class NoOpCache(BaseFeatureCache):
+    """Computes always."""
+
+    def should_compute(self, is_cond: bool, signal: torch.Tensor | None = None) -> bool:
+        return True
+
+    def update(
+        self, output: torch.Tensor, ori_input: torch.Tensor, is_cond: bool, observed: torch.Tensor | None = None
+    ) -> None:
+        """Nothing is kept."""
+
+    def approximate(self, input: torch.Tensor, is_cond: bool) -> torch.Tensor:  # noqa: A002 - the published name
+        return input
+
+
+class _Session:
+    """One generation in one context: its steps, and what each branch keeps.
+
+    A clock.Cursor, so that a named request is not released before its last step, and this with it.
+    """
+
+    step, index, began, running = -1, 0, 0, False
+
+    def __init__(self, first_step: int, steps_count: int, warn: WarnOnce):
+        self.steps_count = steps_count
+        self.steps = StepCounter(first_step)
+        self.common = Common(warn)
+        self.tracks: dict[str, Track] = {}
+
+    def release(self, last_step: int | None) -> None:
+        for track in self.tracks.values():
+            track.forget()
+        self.steps.step = self.steps_count  # whatever comes next is another generation
+
+
+class FeatureCache(BaseFeatureCache):
+    """Any method behind the three verbs.
+
+    One object serves both branches, several threads, and requests that are interleaved by `mindie_cache.run(request)`:
+    each has its own state. A generation ends after its last step; the next call begins another one.
+
+    Args:
+        config: its `blocks_count` does not matter, because the cached part is one call.
+        init_step: the first step of this object: where the second of two experts takes over.
+        process_group: of the ranks that share the tensors, see `CacheAgent`.
+    """
+
+    def __init__(self, config: CacheConfig, *, init_step: int = 0, process_group: Any = None):
+        self.config = config.validated()
+        whole("init_step", init_step, 0)
+        method = METHODS[config.method]
+        recipe = method.build(self.config)
+        if not isinstance(recipe.site, BlockRange | EachCall) and not recipe.policy.per_call:
+            raise ConfigError(f"{config.method} needs the calls of both branches: use CacheAgent.apply.")
+        site = BlockRange(0, 1) if recipe.site.anchored else EachCall(0, 1)
+        self._engine = Engine(replace(recipe, site=site), 1, config.steps_count, process_group)
+        self._relative = recipe.site.anchored or recipe.residual  # the feature is output - input
+        self._first_step = init_step
+        self._key = new_key()
+        self._note = bypass_reason(self.config)
+        self._warn = WarnOnce()
+        for note in recipe.notes:
+            self._warn(note, note)
+        self._sessions: WeakKeyDictionary[Run, _Session] = WeakKeyDictionary()
+
+    # ------------------------------------------------------------------------------------------------ the verbs
+
+    def should_compute(self, is_cond: bool, signal: torch.Tensor | None = None) -> bool:
+        if self._note:
+            return True
+        track = self._begin(is_cond)
+        lane, engine = track.distinct_lanes[0], self._engine
+        if engine.recipe.policy.per_call:
+            engine.settle_call(track, lane, self._signal(signal))
+        else:
+            engine.settle(track, lambda: self._signal(signal))
+            lane.reuse = track.reuse and bool(lane.history.steps) and lane.history.steps[-1] >= track.since
+        if lane.reuse:
+            track.reused = 1
+            track.close_pass()
+        return not lane.reuse
+
+    def update(
+        self, output: torch.Tensor, ori_input: torch.Tensor, is_cond: bool, observed: torch.Tensor | None = None
+    ) -> None:
+        if self._note:
+            return
+        track, lane = self._current(is_cond)
+        if output.shape != lane.shape:
+            lane.history.clear()  # what is kept does not fit any more; the steps go on
+            lane.shape = output.shape
+        engine = self._engine
+        if engine.recipe.probe is not None and (not track.policy.shared or track.common.decider == track.branch):
+            engine.observe(track, self._observed(output, observed))
+        if track.keep and self._relative:
+            lane.reference = (ori_input,)
+            engine.record(track, lane, (output,))
+        elif track.keep:
+            lane.history.push(track.step, (own(output),))
+        track.close_pass()
+        if track.step == self.config.steps_count - 1:
+            track.forget()
+            current_scope().run.scope().cursors.pop(self._key, None)
+
+    def approximate(self, input: torch.Tensor, is_cond: bool) -> torch.Tensor:  # noqa: A002 - the published name
+        if self._note:
+            return input
+        track, lane = self._current(is_cond)
+        if not lane.history.steps:
+            self._warn("no data", "approximate was called before any update of this branch: the input is returned.")
+            return input
+        if input.shape != lane.shape:
+            raise ParametersInvalid(
+                f"approximate: the input has shape {tuple(input.shape)}, but what is kept has {tuple(lane.shape or ())}. A "
+                "new shape has to be computed: call reset() before the first step of the new shape."
+            )
+        return self._engine.predict(track, lane, (input,) if self._relative else None)[0]
+
+    def reset(self) -> None:
+        self._sessions.pop(current_scope().run, None)
+
+    def calibration(self) -> Calibration:
+        """What the method "calibrator" has measured in the generation of this context, after its last step.
+
+        Raises:
+            ParametersInvalid: the method measures nothing, or the generation is not over.
+        """
+        meter = self._engine.recipe.meter
+        if meter is None:
+            raise ParametersInvalid(f"{self.config.method} measures nothing. Use create_feature_cache('calibrator', ...).")
+        session = self._sessions.get(current_scope().run)
+        return meter.result(session.common.measured if session else {}, self._engine.ranks)
+
+    def report(self) -> Report:
+        """What the generation of this context has done so far, or what the last one did."""
+        unit = "cached part"
+        if self._note:
+            return Report(self.config.method, unit, note=f"off: {self._note}")
+        session = self._sessions.get(current_scope().run)
+        if session is None:
+            return Report(self.config.method, unit, note="not called yet")
+        return session.common.log.report(self.config.method, unit, session.common.nbytes)
+
+    # ------------------------------------------------------------------------------------------------ the state
+
+    def _begin(self, is_cond: bool) -> Track:
+        """The track of this branch at its next step; a new generation after the last one."""
+        run, branch = current_scope().run, "cond" if is_cond else "uncond"
+        session = self._sessions.get(run)
+        step = session.steps.begin(branch) if session else self.config.steps_count
+        if session is None or step >= self.config.steps_count:
+            session = self._sessions[run] = _Session(self._first_step, self.config.steps_count, self._warn)
+            step = session.steps.begin(branch)
+        run.scope().cursors[self._key] = ref(session)
+        track = session.tracks.get(branch)
+        if track is None:
+            track = session.tracks[branch] = self._engine.new_track(branch, session.common)
+        if step != track.step:
+            track.step = step
+            track.new_step()
+        track.new_pass()
+        track.index, track.reused = 1, 0
+        return track
+
+    def _current(self, is_cond: bool) -> tuple[Track, Lane]:
+        session, branch = self._sessions.get(current_scope().run), "cond" if is_cond else "uncond"
+        track = session.tracks.get(branch) if session else None
+        if track is None:
+            raise ParametersInvalid(
+                f"update or approximate was called before should_compute(is_cond={is_cond}). Ask once per branch and step, "
+                "first."
+            )
+        return track, track.distinct_lanes[0]
+
+    def _signal(self, signal: torch.Tensor | None) -> Signal | None:
+        if self._engine.recipe.signal is None:
+            return None
+        if not isinstance(signal, torch.Tensor):
+            raise ParametersInvalid(
+                f"{self.config.method} decides from data: pass should_compute(is_cond, signal=tensor), see its page for "
+                f"what to pass; got {type(signal).__name__}."
+            )
+        return Signal(signal, self._engine.ranks)
+
+    def _observed(self, output: torch.Tensor, observed: torch.Tensor | None) -> torch.Tensor:
+        if observed is None and self._engine.recipe.probe is not None and self._engine.recipe.probe.path:
+            raise ParametersInvalid(
+                f"{self.config.method} looks into computed steps: pass update(output, ori_input, is_cond, observed=x), "
+                "the gated attention residual of the middle block."
+            )
+        return output if observed is None else observed
