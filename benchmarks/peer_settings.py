@@ -50,16 +50,16 @@ def cache_dit(name: str, knob: str, first: int = 1, last: int = 0, warm_up: int 
 
 
 def calibrated(calibrator: str, threshold: float, **options: Any) -> PeerSetting:
-    """DBCache F1B0 with a calibrator; up to 3 cached steps in a row, or its extrapolation runs away."""
+    """DBCache F1B0 with a calibrator; at most 3 cached steps in a row, without which its extrapolation runs away."""
     order = f" {options['taylorseer_order']}" if options else ""
-    chosen = {"calibrator": {"name": calibrator, "options": options}, "max_continuous_cached_steps": 3}
-    knob = f"threshold {threshold:g}, at most 3"
-    return cache_dit(f"DBCache F1B0 + {calibrator}{order}", knob, residual_diff_threshold=threshold, **chosen)
+    chosen = {"calibrator": {"name": calibrator, "options": options}, "residual_diff_threshold": threshold}
+    chosen["max_continuous_cached_steps"] = 3
+    return cache_dit(f"DBCache F1B0 + {calibrator}{order}", f"threshold {threshold:g}", **chosen)
 
 
-THRESHOLDS = (0.05, 0.1, 0.2, 0.3)
+THRESHOLDS = (0.07, 0.1, 0.15, 0.3)
 PEER_SETTINGS: tuple[PeerSetting, ...] = (
-    *(diffusers("FirstBlockCache", f"threshold {t:g}", threshold=t) for t in (0.07, 0.1, 0.15, 0.25)),
+    *(diffusers("FirstBlockCache", f"threshold {t:g}", threshold=t) for t in THRESHOLDS),
     *(diffusers("MagCache", f"threshold {t:g}", threshold=t, max_skip_steps=4) for t in (0.01, 0.03, 0.06, 0.12)),
     *(diffusers("SeaCache", f"threshold {t:g}", threshold=t, max_consecutive_cached=4) for t in (0.1, 0.25, 0.5, 1.0)),
     *(diffusers("TaylorSeerCache", f"attention, every {n}", cache_interval=n) for n in (2, 3, 5)),
@@ -76,5 +76,8 @@ PEER_SETTINGS: tuple[PeerSetting, ...] = (
     *(calibrated("FoCa", t) for t in THRESHOLDS),
     *(calibrated("DMD", t) for t in THRESHOLDS),
     *(cache_dit("static mask F1B0", policy, mask=policy) for policy in ("slow", "medium", "fast", "ultra")),
-    *(cache_dit("DBPrune F1B0", f"threshold {t:g}", config="DBPruneConfig", residual_diff_threshold=t) for t in THRESHOLDS),
+    *(
+        cache_dit("DBPrune F1B0", f"threshold {t:g}", config="DBPruneConfig", residual_diff_threshold=t)
+        for t in (0.02, 0.05, 0.1, 0.2)
+    ),
 )
