@@ -3,11 +3,13 @@
     python benchmarks/quality.py                          # all methods at 1.5x, 2x, 3x and 4x less work, 32 prompts
     python benchmarks/quality.py --only custom teacache --budgets 2 3
     python benchmarks/quality.py --peers                  # also the caches of diffusers and cache-dit, in a side venv
+    python benchmarks/quality.py --tables --steps 20 --budgets 2 3 --out out/bench/tables
 
-For each method and each budget the method's knob (an interval, a threshold) is set on a few prompts so that about 1/budget
-of the uncached work is done; then all settings run on other prompts, each batch beside two uncached runs. Work is counted
-in matrix-product operations, so a cached attention and a skipped forward are comparable. Results go to out/bench/quality:
-results.json (everything), table.md, quality.png. A run that was interrupted goes on where it stopped.
+For each method and each budget the method's knob (an interval, a threshold) is set on two of the prompts that the shipped
+calibration was measured on, so that about 1/budget of the uncached work is done; then all settings run on other prompts,
+each batch beside two uncached runs. Work is counted in matrix-product operations, so a cached attention and a skipped
+forward are comparable. Results go to out/bench/quality: results.json (everything), table.md, quality.png. A run that was
+interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality_families import Family, families, steps_for
+from quality_families import Family, families, steps_for, table_variants
 from quality_plot import write_plot, write_table
 from tqdm import tqdm
 
 from mindie_cache import CacheWarning
+from mindie_cache.calibration.testbed import DEFAULT_PROMPTS
 from mindie_cache.demo import Batch, Setting
 from mindie_cache.demo.plan import uncached
 from mindie_cache.demo.runner import Outcome, compare, run_sample, steps_total
@@ -146,6 +149,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=32, metavar="N", help="evaluation prompts (default: 32)")
     parser.add_argument("--steps", type=int, default=30, metavar="N", help="denoising steps (default: 30)")
     parser.add_argument("--calibration", default=str(CALIBRATION_PATH), metavar="FILE", help="default: the shipped one")
+    parser.add_argument("--tables", action="store_true", help="instead: resampling and ladders of ada_taylor; give --steps")
     parser.add_argument("--peers", action="store_true", help="also diffusers and cache-dit")
     parser.add_argument("--out", type=Path, default=OUT, metavar="FOLDER")
     options = parser.parse_args()
@@ -153,13 +157,14 @@ def main() -> None:
     torch.manual_seed(0)
     options.out.mkdir(parents=True, exist_ok=True)
     model = load_testbed("cpu")
-    prompts = all_prompts()
-    stride = max(1, len(prompts) // options.prompts)
-    evaluated = [prompts[(i * stride) % len(prompts)] for i in range(options.prompts)]
-    tuning = [prompt for prompt in prompts if prompt not in evaluated][:TUNING_PROMPTS]
+    tuning = DEFAULT_PROMPTS[:TUNING_PROMPTS]
+    unseen = [prompt for prompt in all_prompts() if prompt not in DEFAULT_PROMPTS]  # nor calibrated nor tuned on
+    stride = max(1, len(unseen) // options.prompts)
+    evaluated = unseen[::stride][: options.prompts]
+    source = table_variants if options.tables else families
     chosen = [
         family
-        for family in families(options.steps, model.config.blocks, options.calibration)
+        for family in source(options.steps, model.config.blocks, options.calibration)
         if options.only is None or any(family.name.startswith(name) for name in options.only)
     ]
     tuner = Tuner(model, options.steps, tuning)

@@ -112,6 +112,22 @@ def families(steps: int, blocks: int, calibration: str) -> list[Family]:
     ]
 
 
+def table_variants(steps: int, blocks: int, calibration: str) -> list[Family]:
+    """ada_taylor with a table of another number of steps: how it is resampled, and how order 2 is estimated."""
+
+    def variant(**options: Any) -> Callable[[float], tuple[CacheConfig, ...]]:
+        fixed = {"preset": calibration, "retention_ratio": 0.1, "max_skip_steps": 8, **options}
+        return lambda x: (CacheConfig("ada_taylor", blocks, steps, options={"threshold": x, **fixed}),)
+
+    span = (0.01, 4.0)
+    return [
+        Family("product", variant(resampling="product"), span=span),
+        Family("nearest", variant(resampling="nearest"), span=span),
+        Family("order 2, newton", variant(order=2, ladder="newton"), span=span),
+        Family("order 2, published", variant(order=2, ladder="published"), span=span),
+    ]
+
+
 def steps_for(steps: int, budgets: Sequence[float]) -> list[int]:
     """Fewer denoising steps without a cache: what every method has to beat."""
     return [max(1, round(steps / budget)) for budget in budgets]

@@ -17,7 +17,7 @@ from mindie_cache.demo.plan import LEAST_STEPS, Setting, default_prompts, quick_
 from mindie_cache.demo.runner import run_sample, steps_total
 from mindie_cache.demo.table import summary
 from mindie_cache.demo.work import operations, share_computed
-from mindie_cache.recipes import bypass_reason
+from mindie_cache.recipes import METHODS, bypass_reason
 from mindie_cache.testbed import TestbedConfig, TestbedTransformer, all_prompts
 
 BLOCKS = 3
@@ -52,7 +52,7 @@ def block_cache(steps=6, **fields):
 # ------------------------------------------------------------------------------------------------ plan
 
 
-@pytest.mark.parametrize(("steps", "blocks"), [(LEAST_STEPS, 1), (5, 2), (6, 3), (9, 12), (30, 12), (50, 40)])
+@pytest.mark.parametrize(("steps", "blocks"), [(LEAST_STEPS, 2), (5, 2), (6, 3), (9, 12), (30, 12), (50, 40)])
 def test_settings_are_valid_for_any_size(steps, blocks):
     settings = default_settings(steps, blocks)
     assert len({setting.name for setting in settings}) == len(settings)
@@ -62,10 +62,11 @@ def test_settings_are_valid_for_any_size(steps, blocks):
         assert all(config.steps_count == steps for config in setting.configs)
 
 
-def test_every_method_is_in_the_demo_and_in_its_quick_form():
-    for settings in (default_settings(30, 12), quick_settings(30, 12)):
-        methods = {config.method for setting in settings for config in setting.configs}
-        assert methods == {"dit_block_cache", "attention_cache", "adastep"}
+def test_every_method_is_in_the_demo():
+    settings = default_settings(30, 12)
+    methods = {config.method for setting in settings for config in setting.configs}
+    assert methods == set(METHODS) - {"calibrator", "dual_block"}  # dual_block is first_block with other ends
+    for settings in (settings, quick_settings(30, 12)):
         assert any(not setting.configs and setting.steps < 30 for setting in settings)  # the honest baseline
 
 

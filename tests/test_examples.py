@@ -49,7 +49,7 @@ def test_quickstart_refuses_what_the_model_has_not_learned(run):
     [
         ("dit_block_cache", "dit_block_cache: 48 of 144 blocks reused"),
         ("attention_cache", "attention_cache: 48 of 144 attention calls reused"),
-        ("adastep", "adastep: 2 of 12 forwards reused"),
+        ("adastep", "adastep: 4 of 12 forwards reused"),
     ],
 )
 def test_evaluation_with_a_cache_of_any_method(run, tmp_path, method, line):

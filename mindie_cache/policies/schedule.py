@@ -22,7 +22,8 @@ class Schedule(Policy):
     """Compute at `compute_steps`, at step 0 and at the last `final_steps` of `steps_count` steps; reuse elsewhere.
 
     A computed step that could not take place (guidance left the branch out, an outer cache skipped the call) is made up
-    for at the first opportunity. Features of steps before `keep_from` are not kept. `reason` is the word in reports.
+    for at the first opportunity. Features of steps before `keep_from` are not kept. `reason` is the word for a reused one in
+    reports.
     """
 
     compute_steps: frozenset[int]
@@ -34,7 +35,7 @@ class Schedule(Policy):
     def decide(self, state: Any, step: int, signal: Any, can_reuse: bool) -> Decision:
         """`state` is the last computed step."""
         if step in self.compute_steps:
-            return Decision(False, step, self.reason)
+            return Decision(False, step, "refresh")
         if step >= self.steps_count - self.final_steps:
             return Decision(False, step, "last step")
         if not can_reuse:
