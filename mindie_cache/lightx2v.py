@@ -18,6 +18,7 @@ from mindie_cache.errors import ConfigError, did_you_mean
 from mindie_cache.parsing import parse_json
 
 WAN_1_3B_BLOCKS = 30  # LightX2V ships its methods of single blocks for Wan2.1-T2V-1.3B only
+WAN_MODULES = 3  # calls per block of TaylorSeer: self-attention, cross-attention, feed-forward
 WAN_FRAME_TOKENS = 1536  # LightX2V's constant, where the size of the video is not in the file
 _RET_STEPS = 5
 _TAYLOR = "taylor_cache_"
@@ -53,9 +54,12 @@ def _config(values: Keys, blocks_count: int | None) -> CacheConfig:
     steps = _required(values, "infer_steps", name)
     whole("infer_steps", steps, 1)
     method, build, default_blocks = _METHODS[name]
-    blocks = blocks_count if blocks_count is not None else values.get("num_layers", default_blocks)
-    whole("num_layers" if blocks_count is None else "blocks_count", blocks, 1)
-    return CacheConfig(method, blocks, steps, **build(values, name)).validated()
+    if blocks_count is None:
+        layers = values.get("num_layers", default_blocks)
+        whole("num_layers", layers, 1)
+        blocks_count = layers * WAN_MODULES if name == "TaylorSeer" else layers
+    whole("blocks_count", blocks_count, 1)
+    return CacheConfig(method, blocks_count, steps, **build(values, name)).validated()
 
 
 def _selected(values: Keys) -> str:
@@ -228,7 +232,7 @@ _METHODS: dict[str, tuple[str, Callable[[Keys, str], Fields], int]] = {  # metho
     "Tea": ("teacache", _tea, 1),
     "Mag": ("magcache", _mag, 1),
     "TaylorSeer": ("taylorseer", _taylorseer, WAN_1_3B_BLOCKS),
-    "Ada": ("adacache", _ada, 1),
+    "Ada": ("adacache", _ada, WAN_1_3B_BLOCKS),
     "Custom": ("custom", _tea, 1),
     "FirstBlock": ("first_block", _block_residual, WAN_1_3B_BLOCKS),
     "DualBlock": ("dual_block", _block_residual, WAN_1_3B_BLOCKS),

@@ -45,8 +45,8 @@ MAG_I2V = mag(0.24, 6, second=0.98783, last=0.92617, uncond_last=0.92616)
 MAG_T2V = mag(0.12, 4, second=1.0124, last=0.81838, uncond_last=0.81939)
 MOTION = {"motion": True, "frame_tokens": 1560, "otherwise": None, "codebook": None}
 EXPECTED = {  # file: method, blocks_count, steps_count, options
-    "caching__adacache__wan_i2v_ada": ("adacache", 1, 40, MOTION),
-    "caching__adacache__wan_t2v_ada": ("adacache", 1, 50, MOTION),
+    "caching__adacache__wan_i2v_ada": ("adacache", 30, 40, MOTION),
+    "caching__adacache__wan_t2v_ada": ("adacache", 30, 50, MOTION),
     "caching__custom__wan_i2v_custom_480p": ("custom", 1, 40, {**tea(0.26, I2V_480P_PLAIN, 1), "order": 1}),
     "caching__custom__wan_i2v_custom_720p": ("custom", 1, 40, {**tea(0.26, I2V_720P_PLAIN, 1), "order": 1}),
     "caching__custom__wan_t2v_custom_14b": ("custom", 1, 50, {**tea(0.26, T2V_14B_PLAIN, 1), "order": 1}),
@@ -75,7 +75,7 @@ EXPECTED = {  # file: method, blocks_count, steps_count, options
     "caching__magcache__wan_t2v_mag_1_3b": ("magcache", 1, 50, MAG_T2V),
     "caching__taylorseer__wan_t2v_taylorseer": (
         "taylorseer",
-        30,
+        90,
         50,
         {"interval": 4, "order": 1, "warmup_steps": 1, "lite": None},
     ),
@@ -93,8 +93,8 @@ EXPECTED = {  # file: method, blocks_count, steps_count, options
     "hunyuan_video_15__cache__hy_15_i2v_720p_teacache": ("teacache", 1, 50, tea(0.15, HY_I2V_720P, 1, "modulated")),
     "hunyuan_video_15__cache__hy_15_t2v_480p_teacache": ("teacache", 1, 50, tea(0.15, HY_T2V_480P, 1, "modulated")),
     "hunyuan_video_15__cache__hy_15_t2v_720p_teacache": ("teacache", 1, 50, tea(0.15, HY_T2V_720P, 1, "modulated")),
-    "flux2__flux2_klein_i2i_inpaint_mask_cache": ("adacache", 1, 40, {"motion": False, "frame_tokens": None}),
-    "flux2__flux2_klein_i2i_inpaint_mask_cfg_parallel_cache": ("adacache", 1, 40, {"motion": False}),
+    "flux2__flux2_klein_i2i_inpaint_mask_cache": ("adacache", 30, 40, {"motion": False, "frame_tokens": None}),
+    "flux2__flux2_klein_i2i_inpaint_mask_cfg_parallel_cache": ("adacache", 30, 40, {"motion": False}),
     "changing_resolution__wan_t2v_U_teacache": ("teacache", 1, 50, tea(0.1, T2V_1_3B_PLAIN, 1)),
     "platforms__intel_xpu__wan_t2v_1_3_teacache": ("teacache", 1, 20, tea(0.26, I2V_480P, 5)),
     "bench__lightx2v_4": ("teacache", 1, 40, tea(0.2, I2V_480P_PLAIN, 1)),
