@@ -64,7 +64,8 @@ class CacheConfig:
             )
         if not isinstance(self.placement, str) or self.placement not in PLACEMENTS:
             raise ConfigError(f"placement={self.placement!r} is not known. {did_you_mean(self.placement, PLACEMENTS)}")
-        checked = replace(self, options=self._typed_options(), streams=self._checked_streams())
+        numbers: Any = {name: int(getattr(self, name)) for name in _LEAST}  # NumPy's whole numbers are accepted
+        checked = replace(self, **numbers, options=self._typed_options(), streams=self._checked_streams())
         check_fields(checked)
         checked.options.check(checked)
         return checked

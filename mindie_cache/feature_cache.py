@@ -14,13 +14,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary
 
 import torch
 
 from mindie_cache.calibration import Calibration
 from mindie_cache.checks import whole
-from mindie_cache.clock import Run, StepCounter, current_scope, new_key
+from mindie_cache.clock import current_scope
 from mindie_cache.config import CacheConfig
 from mindie_cache.engine import Engine
 from mindie_cache.errors import ConfigError, ParametersInvalid, WarnOnce
@@ -30,6 +30,7 @@ from mindie_cache.policies import Signal
 from mindie_cache.recipes import METHODS, bypass_reason
 from mindie_cache.report import Report
 from mindie_cache.sites import BlockRange, EachCall
+from mindie_cache.steps import Run, StepCounter
 
 
 class BaseFeatureCache(ABC):
@@ -82,10 +83,10 @@ class NoOpCache(BaseFeatureCache):
 class _Session:
     """One generation in one context: its steps, and what each branch keeps.
 
-    A clock.Cursor, so that a named request is not released before its last step, and this with it.
+    A steps.Cursor, so that a named request is not released before its last step, and this with it.
     """
 
-    step, index, began, running = -1, 0, 0, False
+    key, step, began, opened, nested, open = -1, -1, 0, False, False, False
 
     def __init__(self, first_step: int, steps_count: int, warn: WarnOnce):
         self.steps_count = steps_count
@@ -93,9 +94,15 @@ class _Session:
         self.common = Common(warn)
         self.tracks: dict[str, Track] = {}
 
-    def release(self, last_step: int | None) -> None:
+    def stop(self) -> None:
+        """A step is one call here: it is never under way between two of them."""
+
+    def forget(self) -> None:
         for track in self.tracks.values():
             track.forget()
+
+    def release(self, last_step: int | None, rise: str = "") -> None:
+        self.forget()
         self.steps.step = self.steps_count  # whatever comes next is another generation
 
 
@@ -122,7 +129,6 @@ class FeatureCache(BaseFeatureCache):
         self._engine = Engine(replace(recipe, site=site), 1, config.steps_count, process_group)
         self._relative = recipe.site.anchored or recipe.residual  # the feature is output - input
         self._first_step = init_step
-        self._key = new_key()
         self._note = bypass_reason(self.config)
         self._warn = WarnOnce()
         for note in recipe.notes:
@@ -166,7 +172,7 @@ class FeatureCache(BaseFeatureCache):
         track.close_pass()
         if track.step == self.config.steps_count - 1:
             track.forget()
-            current_scope().run.scope().cursors.pop(self._key, None)
+            self._run().leave(self._sessions.get(self._run()))
 
     def approximate(self, input: torch.Tensor, is_cond: bool) -> torch.Tensor:  # noqa: A002 - the published name
         if self._note:
@@ -183,7 +189,7 @@ class FeatureCache(BaseFeatureCache):
         return self._engine.predict(track, lane, (input,) if self._relative else None)[0]
 
     def reset(self) -> None:
-        self._sessions.pop(current_scope().run, None)
+        self._sessions.pop(self._run(), None)
 
     def calibration(self) -> Calibration:
         """What the method "calibrator" has measured in the generation of this context, after its last step.
@@ -194,7 +200,7 @@ class FeatureCache(BaseFeatureCache):
         meter = self._engine.recipe.meter
         if meter is None:
             raise ParametersInvalid(f"{self.config.method} measures nothing. Use create_feature_cache('calibrator', ...).")
-        session = self._sessions.get(current_scope().run)
+        session = self._sessions.get(self._run())
         return meter.result(session.common.measured if session else {}, self._engine.ranks)
 
     def report(self) -> Report:
@@ -202,22 +208,25 @@ class FeatureCache(BaseFeatureCache):
         unit = "cached part"
         if self._note:
             return Report(self.config.method, unit, note=f"off: {self._note}")
-        session = self._sessions.get(current_scope().run)
+        session = self._sessions.get(self._run())
         if session is None:
             return Report(self.config.method, unit, note="not called yet")
         return session.common.log.report(self.config.method, unit, session.common.nbytes)
 
     # ------------------------------------------------------------------------------------------------ the state
 
+    def _run(self) -> Run:
+        return current_scope().run_of(self)
+
     def _begin(self, is_cond: bool) -> Track:
         """The track of this branch at its next step; a new generation after the last one."""
-        run, branch = current_scope().run, "cond" if is_cond else "uncond"
+        run, branch = self._run(), "cond" if is_cond else "uncond"
         session = self._sessions.get(run)
         step = session.steps.begin(branch) if session else self.config.steps_count
         if session is None or step >= self.config.steps_count:
             session = self._sessions[run] = _Session(self._first_step, self.config.steps_count, self._warn)
             step = session.steps.begin(branch)
-        run.scope().cursors[self._key] = ref(session)
+        run.join(session)
         track = session.tracks.get(branch)
         if track is None:
             track = session.tracks[branch] = self._engine.new_track(branch, session.common)
@@ -229,7 +238,7 @@ class FeatureCache(BaseFeatureCache):
         return track
 
     def _current(self, is_cond: bool) -> tuple[Track, Lane]:
-        session, branch = self._sessions.get(current_scope().run), "cond" if is_cond else "uncond"
+        session, branch = self._sessions.get(self._run()), "cond" if is_cond else "uncond"
         track = session.tracks.get(branch) if session else None
         if track is None:
             raise ParametersInvalid(

@@ -9,12 +9,12 @@ from weakref import WeakSet
 import torch
 
 from mindie_cache.bands import BandedHistory
-from mindie_cache.clock import Scope
 from mindie_cache.errors import WarnOnce
 from mindie_cache.history import Features, History
 from mindie_cache.layout import Layout
 from mindie_cache.policies import Policy
 from mindie_cache.report import Log, StepRecord
+from mindie_cache.steps import DEFAULT_BRANCH, Level
 
 Signature = tuple[list[Any], dict[str, Any]]
 
@@ -50,11 +50,25 @@ class Offer(NamedTuple):
 class Common:
     """What the branches of one run share for one agent: the log, and the decision of a policy that is `shared`."""
 
-    __slots__ = ("decider", "log", "measured", "offer", "reason", "reuse", "since", "state", "step", "tracks", "warn")
+    __slots__ = (
+        "decider",
+        "log",
+        "measured",
+        "offer",
+        "reason",
+        "reuse",
+        "review",
+        "since",
+        "state",
+        "step",
+        "tracks",
+        "warn",
+    )
 
-    def __init__(self, warn: WarnOnce):
+    def __init__(self, warn: WarnOnce, review: Callable[[str, Log], None] = lambda branch, log: None):
         self.log = Log()
         self.warn = warn
+        self.review = review  # says so if nothing, or everything, was reused in a branch
         self.measured: dict[str, Any] = {}  # of a recipe with a meter, see methods/base.py; survives `forget`
         self.offer: Offer | None = None  # of the branch that others are predicted from
         self.tracks: WeakSet[Track] = WeakSet()  # a track owns this, so that what it keeps dies with its scope
@@ -116,12 +130,16 @@ class Lane:
         self.versions: tuple[int | None, ...] = ()
 
 
+_OUTSIDE = Level(None, DEFAULT_BRANCH)
+
+
 class Track:
-    """What one agent keeps for one branch of one run: its place (a clock.Cursor), its decision, its lanes."""
+    """What one agent keeps for one branch of one run: its place (a steps.Cursor), its decision, its lanes."""
 
     __slots__ = (
-        *("__weakref__", "began", "blind", "common", "distinct_lanes", "index", "lanes", "layout", "missed", "reused"),
-        *("branch", "policy", "running", "step", "steps_count"),
+        *("__weakref__", "began", "blind", "common", "cut", "failed", "functions", "index", "key", "level", "opened"),
+        *("alias", "layout", "missed", "released", "step", "steps_count", "watch"),
+        *("branch", "distinct_lanes", "inside", "lanes", "policy", "reused"),
         *("anchor", "decided", "give_away", "keep", "reason", "reuse", "since", "state", "weights", "weights_for"),
     )
 
@@ -134,13 +152,42 @@ class Track:
         self.distinct_lanes = tuple(dict.fromkeys([lane for lane in lanes if lane is not None]))
         self.steps_count = steps_count
         self.step = -1
-        self.index = 0  # of the next call; 0 between passes
-        self.running = False  # executing a call
-        self.began = 0  # when this pass did, see clock.Cursor
+        self.index = len(lanes)  # of the next call; past the last one between passes
         self.missed = self.reused = 0  # of this pass: calls that an outer cache skipped, calls not executed
-        self.layout = Layout(len(lanes))
-        self.blind = False  # calls cannot be told apart: compute for the rest of the run
+        self.began = 0  # when this pass did, and whether it was the first one of its step: see steps.Cursor
+        self.opened = False
+        self.cut = -1  # where the last pass ended before its end
+        self.failed = False  # an exception has left a call of this pass
+        self.released = False  # its generation is over
+        self.blind = False  # it is not known for certain which call is which: compute
+        self.watch: Any = None  # what removes it when its run is gone
+        self.seat(-1, _OUTSIDE, Layout(len(lanes)))
         self._clear()
+
+    def seat(self, key: int, level: Level, layout: Layout) -> None:
+        """Belong to agent `key` at `level`, with what is known about the order of its calls."""
+        self.key = key
+        self.level = self.alias = level  # `alias`: where else its agent finds it, in a context whose runs are counted
+        self.inside = level.inside  # where calls of other agents in its calls belong
+        self.follow(layout)
+
+    def follow(self, layout: Layout) -> None:
+        self.layout = layout
+        self.functions = layout.functions  # by call index
+
+    @property
+    def nested(self) -> bool:
+        return self.level.nested
+
+    @property
+    def open(self) -> bool:
+        return self.index < len(self.lanes)
+
+    def stop(self) -> None:
+        """The pass under way, if any, will not go on."""
+        if self.open:
+            self.cut = self.index
+            self.close_pass()
 
     def forget(self) -> None:
         """Drop every kept feature and the policy's state: what follows is like a first step."""
@@ -173,30 +220,38 @@ class Track:
 
     def close_pass(self) -> None:
         """Write the pass under way into the log."""
-        record = StepRecord(self.branch, self.step, self.index - self.missed, self.reused, self.reason)
-        self.common.log.add(record, self.common.nbytes)
-        self.missed = self.reused = self.index = 0
+        self.common.log.add(self.record(), self.common.nbytes)
+        self.missed = self.reused = 0
+        self.index = len(self.lanes)
 
-    def release(self, last_step: int | None) -> None:
+    def record(self) -> StepRecord:
+        """The pass under way, so far."""
+        return StepRecord(self.branch, self.step, self.index - self.missed, self.reused, self.reason)
+
+    def review(self) -> None:
+        if self.policy.reuses:
+            self.common.review(self.branch, self.common.log)
+
+    def release(self, last_step: int | None, rise: str = "") -> None:
         self.forget()
+        self.released = True
         self.common.offer = None
         self.common.measured.pop("latest", None)  # a meter's tensors; its sums stay
-        if (
-            last_step is not None
-            and last_step < self.steps_count - 1
-            and not self.common.warn.given("long run", "calls count")
-        ):
+        if last_step is None or self.common.warn.given("long run", "calls count", "rising timestep"):
+            return
+        if last_step >= self.steps_count - 1:
+            others = [other for other in self.common.tracks if other.layout.passes]
+            if self.cut >= 0 and (self.layout.passes or not others):  # else its passes are shorter, as others are not
+                self.review()
+        elif rise:
+            self.common.warn(
+                "rising timestep",
+                f"The timestep rose {rise}, which was taken for a new run, after {last_step + 1} of steps_count="
+                f"{self.steps_count} steps. Timesteps fall during sampling; if yours rise, pass branch(step=...) instead.",
+            )
+        else:
             self.common.warn(
                 "short run",
                 f"A run ended after {last_step + 1} steps, but steps_count={self.steps_count}: its settings are meant for "
                 f"another number of steps. Set steps_count={last_step + 1} and choose the step window for it.",
             )
-
-
-def find_common(scope: Scope, key: int) -> Common | None:
-    """What the branches of this run share for agent `key`, if it was called in one of them."""
-    for other in scope.run.scopes.values():
-        track = other.cursor(key)
-        if track is not None:
-            return track.common
-    return None

@@ -141,7 +141,7 @@ def test_an_interrupted_run_leaves_nothing_behind():
         generate(agent, given, experts=[(0, [Breaks(), Breaks()])])
     given = residuals(3)
     gc.collect()
-    assert "latest" not in agent._latest.measured
+    assert "latest" not in agent._positions.latest.measured
     generate(agent, given)
     assert_measured(agent.calibration(), given)
 

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -171,3 +172,14 @@ def test_merging_in_yaml_is_no_repetition(tmp_path):
         "<<: {<<: {blocks_count: 8}, method: dit_block_cache, blocks_count: 9, steps_count: 10}\nblocks_count: 4\n"
     )
     assert CacheConfig.from_yaml(path) == CacheConfig("dit_block_cache", 4, 10).validated()
+
+
+def test_numpy_numbers_are_accepted_and_written_as_plain_ones():
+    config = CacheConfig("dit_block_cache", np.int64(2), np.int64(6), step_start=np.int64(1), step_interval=2)
+    assert json.loads(config.to_json()) == {
+        "method": "dit_block_cache",
+        "blocks_count": 2,
+        "steps_count": 6,
+        "step_start": 1,
+        "step_interval": 2,
+    }
