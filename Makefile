@@ -30,7 +30,7 @@ demo: $(READY) ## generate with and without caches, compare, and write pictures 
 	$(BIN)/mindie-cache demo $(ARGS)
 
 test: $(TOOLS) ## run the tests (ARGS="-k clock" passes options to pytest)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 check: $(TOOLS) ## lint, formatting and types
 	$(BIN)/ruff check .
