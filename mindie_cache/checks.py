@@ -23,8 +23,7 @@ def real(name: str, value: Any, least: float, most: float | None) -> None:
     allowed = f"from {least}" + (f" to {most}" if most is not None else "")
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ConfigError(f"{name}={value!r} must be a number {allowed}; got {type(value).__name__}.")
-    number = float(value)
-    if not (number >= least and (most is None or number <= most) and number < math.inf):
+    if not (float(value) >= least and (most is None or float(value) <= most) and float(value) < float("inf")):
         raise ConfigError(f"{name}={value} is out of range. Use a number {allowed}.")
 
 

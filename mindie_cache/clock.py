@@ -68,7 +68,7 @@ class Counted:
 
 
 class Scope:
-    """Where the code of this context is. `now` is what agents keep state by; it changes while one is in a call."""
+    """Where this context is. `now` is what agents keep their state by; it is another one while an agent is in a call."""
 
     __slots__ = ("branch", "counted", "now", "tell", "told")
 

@@ -51,18 +51,8 @@ class Common:
     """What the branches of one run share for one agent: the log, and the decision of a policy that is `shared`."""
 
     __slots__ = (
-        "decider",
-        "log",
-        "measured",
-        "offer",
-        "reason",
-        "reuse",
-        "review",
-        "since",
-        "state",
-        "step",
-        "tracks",
-        "warn",
+        *("decider", "log", "measured", "offer", "review", "tracks", "warn"),
+        *("reason", "reuse", "since", "state", "step"),
     )
 
     def __init__(self, warn: WarnOnce, review: Callable[[str, Log], None] = lambda branch, log: None):

@@ -62,11 +62,17 @@ class Positions:
                 self._say_blind("cannot be told apart, and an agent around them may skip some")
         track.close_pass()
         if track.step == track.steps_count - 1:
-            run = track.level.run()
-            for other in run.cursors() if run is not None and not run.explicit and not track.level.nested else [track]:
-                if (other.key == track.key or other.nested) and getattr(other, "branch", None) == track.branch:
-                    other.forget()
+            self._release(track)
             track.review()
+
+    def _release(self, track: Track) -> None:
+        """After its last step nothing is needed any more, nor in a counted run what agents in its calls keep."""
+        run = track.level.run()
+        track.forget()
+        if run is not None and not run.explicit and not track.nested:
+            for other in run.cursors():
+                if other.nested and other.level is track.inside:
+                    other.forget()
 
     def failed(self, track: Track, index: int) -> None:
         """An exception has left a call. What follows may be the same call again, the next one, or another generation."""
@@ -266,9 +272,8 @@ class Positions:
     def _say_blind(self, how: str) -> None:
         self._say(
             "blind",
-            f"The calls of {self._method} {how}, so it is not known which call is which, and they are computed. Pass "
-            f"modules to apply (not lambdas), check blocks_count={self._engine.calls_count}, and open run() for "
-            "each generation.",
+            f"The calls of {self._method} {how}, so it is not known which call is which: they are computed. Pass modules to "
+            f"apply (not lambdas), check blocks_count={self._engine.calls_count}, and open run() for each generation.",
         )
 
     def _say_count(self, found: int, count: int, what: str) -> None:

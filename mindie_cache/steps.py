@@ -13,7 +13,7 @@ _order = itertools.count(1)  # of passes
 
 
 class Cursor(Protocol):
-    """Where one agent is in one branch of a run: the `step` of its last pass, and whether it is `open`: under way.
+    """Where one agent is in one branch of a run: the `step` of its last pass, and whether it is `open`: still under way.
 
     `nested`: inside the calls of another agent. `began`: when the pass did, in the order of all passes.
     `opened`: the pass was the first one of its step.
