@@ -33,7 +33,10 @@ class Counted:
     def run(self, owner: Any, first_step: int = 0) -> Run:
         found = self.runs.get(owner)
         if found is None:
-            found = self.runs[owner] = Run(explicit=False, first_step=first_step)
+            found = Run(explicit=False, first_step=first_step)
+            found.ticks = (self._ticks, self._ticks)
+            found.strays.update([other for other in self.runs.values() if other.step > other.first_step])
+            self.runs[owner] = found
         return found
 
     def scope(self, branch: str) -> Scope:
@@ -42,14 +45,20 @@ class Counted:
             found = self._scopes[branch] = Scope(Level(None, branch), self)
         return found
 
-    def sat_out(self, run: Run) -> bool:
-        """Take note that `run` begins a step; return whether another agent has done two steps since its last one.
+    def outlived(self, run: Run, is_turn: bool) -> bool:
+        """Take note that `run` begins a step; return whether what it keeps may be of an earlier generation.
 
-        If so, what it keeps may be of another generation: guidance that is left out in some steps, an expert.
+        That is so if another agent has begun two steps since the last one of `run`, which was left out, as guidance may be,
+        or is an expert. From then on its own count does not tell where generations end, but the other's first and last
+        steps do: `is_turn`.
         """
         mine, self._ticks = run.ticks[1], self._ticks + 1
+        others = [other for other in self.runs.values() if other is not run]
+        run.strays.update([other for other in others if other.ticks[0] > mine])
         run.ticks = (mine, self._ticks)
-        return any([other.ticks[0] > mine for other in self.runs.values()])
+        if is_turn:
+            run.turned = self._ticks
+        return any(other.ticks[0] > mine or (other.turned > mine and other in run.strays) for other in others)
 
     def level_with(self, run: Run) -> list[Run]:
         """The other runs of this context in the same step: probably agents of the same model."""

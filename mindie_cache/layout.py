@@ -81,6 +81,13 @@ class Layout:
         calls, count = self._identities, self.count
         return any(calls[n:] == calls[:-n] for n in range(1, count // 2 + 1) if not count % n)
 
+    def same(self, index: int, other: int) -> bool:
+        """Whether one function serves both calls."""
+        return self._identities[index] == self._identities[other]
+
+    def begins_with(self, function: Callable[..., Any]) -> bool:
+        return identity(function) == self._identities[0]
+
     def learn(self, index: int, function: Callable[..., Any]) -> None:
         """Remember `function` as call `index`."""
         self.functions[index] = function
@@ -128,13 +135,16 @@ class Layout:
         fresh.learn(index, function)
         return fresh
 
-    def realigned(self, index: int, function: Callable[..., Any]) -> tuple[Layout, int]:
-        """The layout, and the place of `function` in it, if the first pass was interrupted and the next one began in it."""
+    def realigned(self, index: int, function: Callable[..., Any]) -> tuple[Layout, int] | None:
+        """The layout, and the place of `function` in it, if the first pass was interrupted and the next one began in it.
+
+        None if that cannot be.
+        """
         calls = [*self._identities, *self._identities[:index], identity(function)]
-        starts = [at for at in range(1, len(calls)) if at == self._seam or calls[at] == calls[0]]
+        starts = [at for at in range(1, self.count) if at == self._seam or calls[at] == calls[0]]
         start = min([at for at in starts if len(calls) - at <= self.count], default=None)
         if start is None or _UNSEEN in calls:
-            return self.renewed(index, function), index
+            return None
         fresh = Layout(self.count, self._seen | self._places.keys())
         for place, known in enumerate(calls[start:-1]):
             fresh._adopt(place, known)

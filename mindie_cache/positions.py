@@ -89,9 +89,9 @@ class Positions:
             layout.lost = track.blind = True
 
     def _begins_step(self, run: Run, track: Track, index: int) -> bool:
-        """Whether this call is the first one of a step, so that the same function again most probably begins a new run."""
+        """Whether this function begins the steps, so that the same one again most probably begins a new run."""
         counted = get_scope().counted
-        return index == 0 and track.opened and not (counted and counted.level_with(run))
+        return track.layout.same(index, 0) and track.opened and not (counted and counted.level_with(run))
 
     def _interrupted(self, run: Run) -> None:
         """A counted run was interrupted."""
@@ -194,7 +194,8 @@ class Positions:
                 self._say_long()
             run.restart()
             track, step = self._new_track(run, track.level, track), run.first_step
-        if counted and step != run.step and counted.sat_out(run):
+        is_turn = step in (run.first_step, track.steps_count - 1)
+        if counted and step != run.step and counted.outlived(run, is_turn):
             run.forget()
         self._open(run, track, step)
         return track
@@ -240,22 +241,23 @@ class Positions:
         index, layout, run = track.index, track.layout, track.level.run()
         assert run is not None
         counted = not run.explicit and not track.nested
-        if what is Surprise.AGAIN and counted:
+        realigned = layout.realigned(index, function) if what is Surprise.MISLEARNED else None
+        if realigned is None and what is not Surprise.NEW and layout.begins_with(function) and counted:
             return self._again(scope, track, 0)
         if what in (Surprise.AGAIN, Surprise.DISORDER):
             self._lose(track, "come in another order than before")
             return track
         if layout.returned(function) and layout.modules_count != layout.count:
             self._say_count(layout.modules_count, layout.count, "Different modules are passed to apply in a step,")
-        if what is Surprise.NEW:
-            if counted and track.failed:
-                track, index = self._again(scope, track, 0), 0
-            layout = layout.renewed(index, function)
-        else:
-            layout, place = layout.realigned(index, function)
+        if realigned is not None:
+            layout, place = realigned
             if counted and place != index:
                 track = self._again(scope, track, 0)
             index = place
+        else:
+            if counted and track.failed:
+                track, index = self._again(scope, track, 0), 0
+            layout = layout.renewed(index, function)
         track.forget()
         track.follow(layout)
         track.index, track.missed, track.blind = index, 0, True

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from typing import Any, Protocol
-from weakref import ref
+from weakref import WeakSet, ref
 
 DEFAULT_BRANCH = "cond"
 _order = itertools.count(1)  # of passes
@@ -73,13 +73,15 @@ class Run:
 
     __slots__ = (
         *("__weakref__", "_by_count", "_cursors", "_guests", "_levels", "_timestep"),
-        *("explicit", "failed", "first_step", "step", "ticks"),
+        *("explicit", "failed", "first_step", "step", "ticks", "strays", "turned"),
     )
 
     def __init__(self, *, explicit: bool = True, first_step: int = 0):
         self.explicit = explicit
         self.first_step = first_step
         self.ticks = (0, 0)  # when its last two steps began, among the counted runs of its context
+        self.turned = 0  # when its last first or last step did
+        self.strays: WeakSet[Run] = WeakSet()  # other runs of its context that it does not keep step with
         self._levels: dict[str, Level] = {}
         self._rewind()
 
