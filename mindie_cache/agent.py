@@ -72,18 +72,24 @@ class CacheAgent:
             ParametersInvalid: `function` is not callable, a stream is missing.
             ModelExecError: the block returned None or a wrong number of outputs.
         """
-        track = self._tracks.get(get_scope().now)
-        if track is None or function is not track.functions[track.index]:
+        scope = get_scope()
+        level = scope.now
+        track = self._tracks.get(level)
+        if track is None or function is not track.functions[index := track.index]:
             if self._note:
                 return _checked(function)(*args, **kwargs)
             track = self._positions.find(_checked(function))
-        index = track.index
+            index, scope = track.index, get_scope()
+            level = scope.now
         track.index = index + 1
+        scope.now = track.inside  # where the calls of other agents in this one belong
         try:
             result = self._call(track, index, function, args, kwargs)
         except BaseException:
+            scope.now = level
             self._positions.failed(track, index)
             raise
+        scope.now = level
         if index == self._last:
             self._positions.finish(track)
         return result
@@ -117,7 +123,7 @@ class CacheAgent:
             return Report(self.config.method, unit, note="not called yet")
         under_way = [track.record() for track in common.tracks if track.open and track.index]
         found = common.log.report(self.config.method, unit, common.nbytes)
-        return replace(found, steps=(*found.steps, *under_way), note=self._positions.note)
+        return replace(found, steps=(*found.steps, *under_way), note=self._positions.notices.note)
 
     def calibration(self) -> Calibration:
         """What method "calibrator" has measured in the run of this context, or else in the run that it served last.

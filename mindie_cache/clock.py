@@ -35,7 +35,7 @@ class Counted:
         if found is None:
             found = Run(explicit=False, first_step=first_step)
             found.ticks = (self._ticks, self._ticks)
-            found.strays.update([other for other in self.runs.values() if other.step > other.first_step])
+            found.strays.update([other for other in self.runs.values() if other.turned or other.step > other.first_step])
             self.runs[owner] = found
         return found
 
@@ -55,14 +55,18 @@ class Counted:
         mine, self._ticks = run.ticks[1], self._ticks + 1
         others = [other for other in self.runs.values() if other is not run]
         run.strays.update([other for other in others if other.ticks[0] > mine])
+        is_birth = run.ticks[0] == mine
         run.ticks = (mine, self._ticks)
-        if is_turn:
+        if is_turn and not is_birth:
             run.turned = self._ticks
         return any(other.ticks[0] > mine or (other.turned > mine and other in run.strays) for other in others)
 
     def level_with(self, run: Run) -> list[Run]:
-        """The other runs of this context in the same step: probably agents of the same model."""
-        return [other for other in self.runs.values() if other is not run and other.step == run.step >= 0]
+        """The other runs of this context that take turns with `run`, and are in the same step: agents of the same model."""
+        return [other for other in self._company(run) if other.step == run.step >= 0]
+
+    def _company(self, run: Run) -> list[Run]:
+        return [other for other in self.runs.values() if other is not run and other.ticks[1] > run.ticks[0]]
 
     def broken_off(self, run: Run, cursor: Any) -> bool:
         """Whether the generation was interrupted in a pass that began after the last one of `cursor`: in another branch, or
@@ -71,8 +75,8 @@ class Counted:
 
     def restart(self, run: Run) -> None:
         """The generation was interrupted: it is over for the agents of the same model too."""
-        behind = [other for other in self.runs.values() if other is not run and 0 <= other.step == run.step - 1]
-        for other in (*self.level_with(run), *behind, run):
+        same = [other for other in self._company(run) if other.step >= 0 and run.step - other.step in (0, 1)]
+        for other in (*same, run):
             other.restart()
 
 

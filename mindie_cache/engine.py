@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from mindie_cache.clock import get_scope
 from mindie_cache.distributed import Ranks
 from mindie_cache.errors import ModelExecError
 from mindie_cache.history import Features, own
@@ -143,15 +142,10 @@ class Engine:
     def execute(
         self, track: Track, index: int, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Call the function. Calls of other agents in it are nested in this one; the policy may look inside."""
-        scope = get_scope()
-        outside, scope.now = scope.now, track.inside
-        try:
-            if index != self._probed or track.reuse:
-                return function(*args, **kwargs)
-            return self._observe(track, function, args, kwargs)
-        finally:
-            scope.now = outside
+        """Call the function; the policy may look inside."""
+        if index != self._probed or track.reuse:
+            return function(*args, **kwargs)
+        return self._observe(track, function, args, kwargs)
 
     def _observe(self, track: Track, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         probe = self.recipe.probe

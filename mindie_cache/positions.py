@@ -11,6 +11,7 @@ from mindie_cache.engine import Engine
 from mindie_cache.errors import WarnOnce
 from mindie_cache.lanes import Common, Track
 from mindie_cache.layout import Layout, Surprise
+from mindie_cache.notices import Notices
 from mindie_cache.report import Log
 from mindie_cache.steps import Level, Run
 
@@ -27,9 +28,8 @@ class Positions:
     def __init__(self, engine: Engine, method: str, warn: WarnOnce, review: Callable[[str, Log], None]):
         self.tracks: dict[Level, Track] = {}
         self.latest: Common | None = None  # of the run that was served last
-        self.note = ""  # what is wrong with the calls, for the report
+        self.notices = Notices(method, engine.calls_count, engine.steps_count, warn)
         self._engine = engine
-        self._method = method
         self._warn = warn
         self._review = review
         self._key = new_key()
@@ -39,7 +39,7 @@ class Positions:
         scope = current_scope()
         track = self._track(scope)
         if track.layout.lost:
-            self._say_blind("do not come in one order, or raised an exception")
+            self.notices.blind("do not come in one order, or raised an exception")
         if not track.open:
             track = self._begin(scope, track)
         place = track.layout.find(track.index, function)
@@ -58,8 +58,8 @@ class Positions:
         track.cut = -1
         if not track.missed:
             track.layout.passes += 1
-            if track.level.nested and track.layout.passes == 1 and not track.layout.trusted(True):
-                self._say_blind("cannot be told apart, and an agent around them may skip some")
+            if track.layout.passes == 1:
+                self._review_layout(track)
         track.close_pass()
         if track.step == track.steps_count - 1:
             self._release(track)
@@ -107,18 +107,21 @@ class Positions:
             run = track.level.run()
             if run is None or track.released:
                 continue
-            if run.explicit or track.nested or (track.open and not track.layout.anonymous):
+            layout = track.layout
+            if run.explicit or track.nested or (track.open and not (layout.anonymous or layout.lost)):
                 run.forget()
                 track.failed = True
             else:
                 run.restart()
-            track.layout.lost = False
+                layout.lost = False
 
     def common(self) -> Common | None:
         """Of the run of this context, or else of the run that was served last."""
         scope = get_scope()
-        run = scope.now.run() or (scope.counted.runs.get(self) if scope.counted else None)
-        return (self._common_of(run) if run else None) or self.latest
+        run = scope.now.run()
+        runs = [run] if run is not None else list(scope.counted.runs.values()) if scope.counted else []
+        found = [common for common in map(self._common_of, runs) if common is not None]
+        return found[0] if found and self.latest not in found else self.latest
 
     # ------------------------------------------------------------------------------------------------ tracks
 
@@ -191,7 +194,7 @@ class Positions:
             track, step = self._new_track(run, track.level, track), run.first_step
         elif step >= track.steps_count:
             if run.explicit or scope.told:
-                self._say_long()
+                self.notices.long()
             run.restart()
             track, step = self._new_track(run, track.level, track), run.first_step
         is_turn = step in (run.first_step, track.steps_count - 1)
@@ -210,12 +213,20 @@ class Positions:
         track.index = track.missed = track.reused = 0
         track.cut, track.failed = -1, False
 
+    def _review_layout(self, track: Track) -> None:
+        """After the first whole pass."""
+        run = track.level.run()
+        if track.nested and not track.layout.trusted(True):
+            self.notices.blind("cannot be told apart, and an agent around them may skip some")
+        elif run is not None and not run.explicit and track.layout.anonymous and track.layout.count > 1:
+            self.notices.order_only()
+
     def _review_cut(self, track: Track) -> None:
         """The last pass ended early: interrupted, or skipped by an outer cache, or blocks_count is too large."""
         layout = track.layout
         if not track.nested and not layout.knows(track.cut):
             if layout.cut == track.cut and not any([other.layout.passes for other in track.common.tracks]):
-                self._say_count(track.cut, layout.count, "Passes end")
+                self.notices.count(track.cut, "Passes end")
             layout.cut = track.cut
 
     # ------------------------------------------------------------------------------------------------ surprises
@@ -248,7 +259,7 @@ class Positions:
             self._lose(track, "come in another order than before")
             return track
         if layout.returned(function) and layout.modules_count != layout.count:
-            self._say_count(layout.modules_count, layout.count, "Different modules are passed to apply in a step,")
+            self.notices.count(layout.modules_count, "Different modules are passed to apply in a step,")
         if realigned is not None:
             layout, place = realigned
             if counted and place != index:
@@ -267,32 +278,4 @@ class Positions:
         """Compute until it is known again which call is which."""
         track.layout.lost = track.blind = True
         track.forget()
-        self._say_blind(how)
-
-    # ------------------------------------------------------------------------------------------------ messages
-
-    def _say_blind(self, how: str) -> None:
-        self._say(
-            "blind",
-            f"The calls of {self._method} {how}, so it is not known which call is which: they are computed. Pass modules to "
-            f"apply (not lambdas), check blocks_count={self._engine.calls_count}, and open run() for each generation.",
-        )
-
-    def _say_count(self, found: int, count: int, what: str) -> None:
-        self._say(
-            "calls count",
-            f"{what} after {found} calls, but blocks_count={count}. Set blocks_count={found}; or, if a step is several "
-            "forwards (cond and uncond), put each into agent.branch(name) with the number of calls of one.",
-        )
-
-    def _say_long(self) -> None:
-        if not self._warn.given("calls count"):
-            self._warn(
-                "long run",
-                f"The run goes on after steps_count={self._engine.steps_count} steps: starting afresh. "
-                "Set steps_count to the number of denoising steps, or open run() once per generation.",
-            )
-
-    def _say(self, kind: str, message: str) -> None:
-        self.note = message
-        self._warn(kind, message)
+        self.notices.blind(how)

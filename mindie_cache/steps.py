@@ -80,7 +80,7 @@ class Run:
         self.explicit = explicit
         self.first_step = first_step
         self.ticks = (0, 0)  # when its last two steps began, among the counted runs of its context
-        self.turned = 0  # when its last first or last step did
+        self.turned = 0  # when a generation of it ended, or another one than its first began
         self.strays: WeakSet[Run] = WeakSet()  # other runs of its context that it does not keep step with
         self._levels: dict[str, Level] = {}
         self._rewind()

@@ -524,6 +524,30 @@ def test_a_model_left_inside_its_first_pass_does_not_disturb_another_model():
         assert block_rows(other, blocks, STEPS) == expected()
 
 
+@pytest.mark.parametrize("done", [1, 2, 5])
+def test_an_agent_that_was_left_behind_does_not_hide_a_new_generation(done):
+    """It stopped in the step in which this one raises, long ago: they are not two stacks of one model."""
+    left, agent, blocks = block_agent(), block_agent(), adds()
+    block_rows(left, adds(), done + 1)
+    block_rows(agent, blocks, done)
+    with pytest.raises(TypeError):
+        agent.apply(blocks[0], hidden_states=torch.zeros(2), step="no number")
+    for _ in range(2):
+        assert block_rows(agent, blocks, STEPS) == expected()
+
+
+def test_a_reset_in_run_does_not_trust_an_order_that_was_lost():
+    agent, blocks = block_agent(), adds()
+    with quiet(), agent.run():
+        for step in range(STEPS):
+            if step == 2:
+                with pytest.raises(ZeroDivisionError):
+                    agent.apply(lambda *args, **kwargs: 1 / 0, hidden_states=torch.zeros(2))
+                agent.reset()
+            lambdas = [lambda *args, block=block, **kwargs: block(*args, **kwargs) for block in blocks]
+            assert block_step(agent, lambdas, step, step) == block_step(None, blocks, step, step)
+
+
 def test_two_stacks_whose_calls_alternate():
     """Spatial and temporal blocks take turns, with an agent each."""
     agents, stacks = (block_agent(), block_agent(block_start=1)), (adds(), adds())
