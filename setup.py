@@ -9,6 +9,8 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "mindie_cache/version.py").read_text())[1]
 OPS = ["mindie_cache.ops", *(f"mindie_cache.ops.{name}" for name in find_packages("ops"))]
 
+ZOO = ["diffusers==0.42.1", "transformers", "accelerate", "peft", "sentencepiece", "ftfy"]  # what the tests run on
+
 setup(
     name="mindie_cache",
     version=VERSION,
@@ -29,9 +31,9 @@ setup(
     extras_require={
         "npu": ["torch_npu", "triton-ascend"],
         "cuda": ["triton"],
-        "diffusers": ["diffusers", "transformers"],
+        "diffusers": ["diffusers>=0.30", "transformers"],
         "plot": ["matplotlib"],
-        "dev": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "types-tqdm", "build", "matplotlib"],
+        "dev": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "types-tqdm", "build", "matplotlib", *ZOO],
     },
     entry_points={"console_scripts": ["mindie-cache=mindie_cache.cli:main"]},
     classifiers=[

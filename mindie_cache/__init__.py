@@ -10,6 +10,7 @@ from mindie_cache.calibration import Calibration
 from mindie_cache.clock import branch, forget_request, run
 from mindie_cache.config import CacheConfig
 from mindie_cache.errors import CacheError, CacheWarning, ConfigError, ModelExecError, ParametersInvalid
+from mindie_cache.hooks import CacheHandle, CacheReport, disable_cache, enable_cache
 from mindie_cache.methods.broadcast import PabOptions
 from mindie_cache.methods.calibrator import CalibratorOptions
 from mindie_cache.methods.fastercache import CfgCacheOptions, FasterCacheOptions
@@ -27,6 +28,8 @@ __all__ = [
     "CacheAgent",
     "CacheConfig",
     "CacheError",
+    "CacheHandle",
+    "CacheReport",
     "CacheWarning",
     "Calibration",
     "CalibratorOptions",
@@ -49,6 +52,8 @@ __all__ = [
     "TeaCacheOptions",
     "__version__",
     "branch",
+    "disable_cache",
+    "enable_cache",
     "forget_request",
     "run",
 ]

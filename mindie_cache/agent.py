@@ -16,9 +16,10 @@ from mindie_cache.distributed import Ranks
 from mindie_cache.engine import Engine
 from mindie_cache.errors import ConfigError, ParametersInvalid, WarnOnce
 from mindie_cache.lanes import Track
+from mindie_cache.notices import review
 from mindie_cache.positions import Positions
-from mindie_cache.recipes import METHODS, advice, bypass_reason
-from mindie_cache.report import Log, Report
+from mindie_cache.recipes import METHODS, bypass_reason
+from mindie_cache.report import Report
 from mindie_cache.steps import DEFAULT_BRANCH, Level, Run
 
 
@@ -53,8 +54,8 @@ class CacheAgent:
         for note in recipe.notes:
             self._warn(note, note)
         self._engine = Engine(recipe, self.config.blocks_count, self.config.steps_count, process_group)
-        review = partial(_review, self.config, self._warn)
-        self._positions = Positions(self._engine, self.config.method, self._warn, review)
+        reviewer = partial(review, self.config, self._warn)
+        self._positions = Positions(self._engine, self.config.method, self._warn, reviewer)
         self._tracks = self._positions.tracks
         self._call = self._engine.call
         self._last = self.config.blocks_count - 1
@@ -173,20 +174,3 @@ def _refuse_pickle() -> NoReturn:
         "This CacheAgent has a process_group, which cannot be pickled, and without it ranks would decide apart. Pickle "
         "agent.config, and build CacheAgent(config, process_group) where it is loaded."
     )
-
-
-def _review(config: CacheConfig, warn: WarnOnce, branch: str, log: Log) -> None:
-    """After the last step: never stay silent about a branch in which nothing, or everything, was reused."""
-    later = [record for record in log.steps if record.branch == branch and record.step > 0]
-    if not later:
-        return
-    more, less = advice(config)
-    reasons = ", ".join(dict.fromkeys(record.reason for record in later))
-    if not any(record.reused for record in later):
-        warn("nothing reused", f"{config.method} reused nothing in branch {branch!r} ({reasons}). {more}")
-    elif all(record.reused for record in later):
-        warn(
-            "all reused",
-            f"{config.method} reused every step after the first in branch {branch!r}. "
-            f"The result depends on one computed step only. {less}",
-        )

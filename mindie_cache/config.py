@@ -103,10 +103,7 @@ class CacheConfig:
         """Build and validate from a mapping of field names; an unknown or missing name is an error."""
         if not isinstance(values, Mapping):
             raise ConfigError(f"A cache configuration is a mapping of fields, but this is a {type(values).__name__}.")
-        names = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in names:
-                raise ConfigError(f"Unknown key {key!r} in the cache configuration. {did_you_mean(key, names)}")
+        names = check_names(values)
         missing = [name for name in names[:3] if name not in values]
         if missing:
             raise ConfigError(f"The cache configuration lacks {', '.join(missing)}. Required: {', '.join(names[:3])}.")
@@ -173,6 +170,15 @@ class CacheConfig:
     def to_json(self, path: str | PathLike[str] | None = None) -> str:
         """Return the configuration as JSON that `from_json` reads; also write it to `path`, if given."""
         return _written(json.dumps(self.to_dict(), indent=2) + "\n", path)
+
+
+def check_names(values: Mapping[str, Any]) -> list[str]:
+    """Return the names of all fields; ConfigError if `values` has another one."""
+    names = [field.name for field in fields(CacheConfig)]
+    for key in values:
+        if key not in names:
+            raise ConfigError(f"Unknown key {key!r} in the cache configuration. {did_you_mean(key, names)}")
+    return names
 
 
 _REQUIRED = ("method", "blocks_count", "steps_count")

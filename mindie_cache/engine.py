@@ -39,7 +39,8 @@ class Engine:
         for index in range(self.calls_count):
             span = self.recipe.site.span(index)
             if span is not None and span not in spans:
-                spans[span] = Lane(span.start, span.stop - 1, self.recipe.new_history())
+                last = span.stop - 1
+                spans[span] = Lane(span.start, last, self.recipe.new_history(), self._streams.of(last))
             lanes.append(None if span is None else spans[span])
         return Track(branch, self.recipe.policy.of(branch), lanes, self.steps_count, common)
 
@@ -129,6 +130,13 @@ class Engine:
             track.anchor = anchor  # of this pass
         lane.signature = now
 
+    def _fits(self, lane: Lane, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether this call has the signature that the lane knows; a second region learns its own."""
+        now = signature(args, kwargs)
+        if lane.signature is None and not lane.history.steps:
+            lane.signature = now
+        return lane.signature == now
+
     def _review(self, common: Common, reason: str) -> None:
         if reason == "not finite":
             common.warn(
@@ -205,19 +213,20 @@ class Engine:
             else:
                 if not track.decided:
                     self.decide(track, lane, function, args, kwargs)
-                elif lane.signature != signature(args, kwargs):  # another pass of this step, e.g. the next tile
+                elif not self._fits(lane, args, kwargs):  # another pass of this step, e.g. the next tile
                     track.forget()
                     self.decide(track, lane, function, args, kwargs)
                 steps = lane.history.steps
                 lane.reuse = track.reuse and len(steps) >= self._warmup and steps[-1] >= track.since
-        inputs, args = self._streams.take(args, kwargs)
+        streams = self._streams if lane is None else lane.streams
+        inputs, args = streams.take(args, kwargs)
         if lane is not None and lane.reuse:
             track.reused += 1
             return self._skip(track, lane, index, inputs)
         if lane is not None and track.keep and index == lane.start:
             lane.reference = tuple([own(item) for item in inputs])
         result = self.execute(track, index, function, args, kwargs)
-        outputs, rebuild = self._streams.split(result, inputs)
+        outputs, rebuild = streams.split(result, inputs)
         if lane is not None and index == lane.last and lane.reference:
             lane.rebuild, lane.width = rebuild, len(outputs)
             self.record(track, lane, outputs)
@@ -265,6 +274,8 @@ class Engine:
 
 
 def _residual(output: Any, reference: Any) -> Any:
+    if output is None:  # a stream that ends in this region: nobody needs it afterwards
+        return None
     if isinstance(output, torch.Tensor) != isinstance(reference, torch.Tensor):
         raise ModelExecError(
             f"A stream enters the cached region as {type(reference).__name__} and leaves as {type(output).__name__}. "

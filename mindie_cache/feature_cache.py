@@ -25,12 +25,13 @@ from mindie_cache.config import CacheConfig
 from mindie_cache.engine import Engine
 from mindie_cache.errors import ConfigError, ParametersInvalid, WarnOnce
 from mindie_cache.history import own
-from mindie_cache.lanes import Common, Lane, Track
+from mindie_cache.lanes import Lane, Track
 from mindie_cache.policies import Signal
 from mindie_cache.recipes import METHODS, bypass_reason
 from mindie_cache.report import Report
+from mindie_cache.sessions import Session
 from mindie_cache.sites import BlockRange, EachCall
-from mindie_cache.steps import Run, StepCounter
+from mindie_cache.steps import Run
 
 
 class BaseFeatureCache(ABC):
@@ -80,32 +81,6 @@ class NoOpCache(BaseFeatureCache):
         return input
 
 
-class _Session:
-    """One generation in one context: its steps, and what each branch keeps.
-
-    A steps.Cursor, so that a named request is not released before its last step, and this with it.
-    """
-
-    key, step, began, opened, nested, open = -1, -1, 0, False, False, False
-
-    def __init__(self, first_step: int, steps_count: int, warn: WarnOnce):
-        self.steps_count = steps_count
-        self.steps = StepCounter(first_step)
-        self.common = Common(warn)
-        self.tracks: dict[str, Track] = {}
-
-    def stop(self) -> None:
-        """A step is one call here: it is never under way between two of them."""
-
-    def forget(self) -> None:
-        for track in self.tracks.values():
-            track.forget()
-
-    def release(self, last_step: int | None, rise: str = "") -> None:
-        self.forget()
-        self.steps.step = self.steps_count  # whatever comes next is another generation
-
-
 class FeatureCache(BaseFeatureCache):
     """Any method behind the three verbs.
 
@@ -133,7 +108,7 @@ class FeatureCache(BaseFeatureCache):
         self._warn = WarnOnce()
         for note in recipe.notes:
             self._warn(note, note)
-        self._sessions: WeakKeyDictionary[Run, _Session] = WeakKeyDictionary()
+        self._sessions: WeakKeyDictionary[Run, Session] = WeakKeyDictionary()
 
     # ------------------------------------------------------------------------------------------------ the verbs
 
@@ -224,7 +199,7 @@ class FeatureCache(BaseFeatureCache):
         session = self._sessions.get(run)
         step = session.steps.begin(branch) if session else self.config.steps_count
         if session is None or step >= self.config.steps_count:
-            session = self._sessions[run] = _Session(self._first_step, self.config.steps_count, self._warn)
+            session = self._sessions[run] = Session(self._first_step, self.config.steps_count, self._warn)
             step = session.steps.begin(branch)
         run.join(session)
         track = session.tracks.get(branch)

@@ -15,6 +15,7 @@ from mindie_cache.layout import Layout
 from mindie_cache.policies import Policy
 from mindie_cache.report import Log, StepRecord
 from mindie_cache.steps import DEFAULT_BRANCH, Level
+from mindie_cache.streams import BlockStreams, WholeOutput
 
 Signature = tuple[list[Any], dict[str, Any]]
 
@@ -90,14 +91,16 @@ class Lane:
         "signature",
         "start",
         "state",
+        "streams",
         "versions",
         "width",
     )
 
-    def __init__(self, start: int, last: int, history: History | BandedHistory):
+    def __init__(self, start: int, last: int, history: History | BandedHistory, streams: BlockStreams | WholeOutput):
         self.start = start
         self.last = last
         self.history = history
+        self.streams = streams
         self.width = 0  # streams of the block's output
         self.rebuild: Callable[[Features], Any] = tuple  # from streams to the form of the block's output
         self.casts: tuple[torch.dtype | None, ...] = ()  # output dtypes, if they are not those of the reference

@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
+from mindie_cache.config import CacheConfig
 from mindie_cache.errors import WarnOnce
+from mindie_cache.recipes import advice
+from mindie_cache.report import Log
+
+
+def review(config: CacheConfig, warn: WarnOnce, branch: str, log: Log) -> None:
+    """After the last step: never stay silent about a branch in which nothing, or everything, was reused."""
+    later = [record for record in log.steps if record.branch == branch and record.step > 0]
+    if not later:
+        return
+    more, less = advice(config)
+    reasons = ", ".join(dict.fromkeys(record.reason for record in later))
+    if not any(record.reused for record in later):
+        warn("nothing reused", f"{config.method} reused nothing in branch {branch!r} ({reasons}). {more}")
+    elif all(record.reused for record in later):
+        warn(
+            "all reused",
+            f"{config.method} reused every step after the first in branch {branch!r}. "
+            f"The result depends on one computed step only. {less}",
+        )
 
 
 class Notices:

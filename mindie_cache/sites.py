@@ -47,6 +47,20 @@ class BlockRange:
 
 
 @dataclass(frozen=True)
+class BlockSpans:
+    """Several block ranges, a region each, that are computed or reused together."""
+
+    spans: tuple[Span, ...]
+    anchored = True
+
+    def span(self, index: int) -> Span | None:
+        return next((span for span in self.spans if span.start <= index < span.stop), None)
+
+    def passage(self, engine: Engine) -> Passage:
+        return engine.block_range
+
+
+@dataclass(frozen=True)
 class EachBlock:
     """Every block in `[start, stop)` is a region of its own; the feature is its residual."""
 

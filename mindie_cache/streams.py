@@ -25,6 +25,9 @@ def _bare(features: Features) -> Any:
 class WholeOutput:
     """The call is forwarded as it was made, and every tensor of its output is a stream, whatever the nesting."""
 
+    def of(self, index: int) -> WholeOutput:
+        return self
+
     def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Features, tuple[Any, ...]]:
         return (), args
 
@@ -54,6 +57,10 @@ class BlockStreams:
 
     def __init__(self, names: tuple[str, ...] | None = None):
         self.names = names
+
+    def of(self, index: int) -> BlockStreams:
+        """The streams of call `index`, where calls differ."""
+        return self
 
     def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Features, tuple[Any, ...]]:
         """Return the input streams and the positional arguments for the block; may take names out of `kwargs`."""

@@ -19,6 +19,8 @@ def test_public_names():
         "CacheAgent",
         "CacheConfig",
         "CacheError",
+        "CacheHandle",
+        "CacheReport",
         "CacheWarning",
         "Calibration",
         "CalibratorOptions",
@@ -41,6 +43,8 @@ def test_public_names():
         "TeaCacheOptions",
         "__version__",
         "branch",
+        "disable_cache",
+        "enable_cache",
         "forget_request",
         "run",
     ]

@@ -1,0 +1,252 @@
+"""One model with its patches: forwards become tracks of the engine. regions.py finds the blocks, sight.py tells the step."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import nn
+
+from mindie_cache.calibration import Calibration
+from mindie_cache.clock import current_scope
+from mindie_cache.engine import Engine
+from mindie_cache.errors import ParametersInvalid, WarnOnce
+from mindie_cache.hooks.calls import BlockPatch, Forward, PartPatch, under_way
+from mindie_cache.hooks.compiling import stay_eager
+from mindie_cache.hooks.families import RISING, fills_own_cache
+from mindie_cache.hooks.generation import Generation
+from mindie_cache.hooks.patches import ContextPatch, ModelPatch, Patch
+from mindie_cache.hooks.regions import BLOCKS, PARTS, ROOT, Scope, built
+from mindie_cache.hooks.sight import Sight, look
+from mindie_cache.hooks.wish import Wish
+from mindie_cache.lanes import Track
+from mindie_cache.notices import review
+from mindie_cache.recipes import bypass_reason
+from mindie_cache.report import Report
+from mindie_cache.sites import Site
+from mindie_cache.steps import Run
+
+UNCLEAR = (
+    "The calls of the model cannot be told apart: its conditioning comes as new tensors in every step, and no cache_context "
+    'names the branch. They are computed. Put each call into `with mindie_cache.branch("cond"):` and `branch("uncond")`, or '
+    "into the model's own cache_context."
+)
+
+
+class Attachment:
+    """A model that is cached.
+
+    Args:
+        model: whose `forward` is one forward of one branch.
+        wish: what the user asked for; gives a configuration once the number of steps is known.
+        scope: what of the model it works on.
+        pipe: the pipeline around it, if there is one.
+        group: process group of the ranks that share the tensors.
+    """
+
+    def __init__(self, model: nn.Module, wish: Wish, scope: Scope, pipe: Any = None, group: Any = None):
+        self.model = model
+        self.wish = wish
+        self.scope = scope
+        self.steps_count = wish.steps_count
+        self.config = wish.config(scope.calls_count, wish.steps_count or wish.probable_steps)
+        self._group = group
+        self._pipe = None if pipe is None else ref(pipe)
+        self._parameters = _parameters(model)
+        self._start()
+        site = self._engine(self.config.steps_count).recipe.site  # what is wrong with the configuration is said now
+        self.patches = self._patches(site)
+
+    def _start(self) -> None:
+        self._engines: dict[int, Engine] = {}
+        self._generations: WeakKeyDictionary[Run, Generation] = WeakKeyDictionary()
+        self._latest: Any = None
+        self._warn = WarnOnce()
+
+    def _patches(self, site: Site) -> list[Patch]:
+        found: list[Patch] = [ModelPatch(self.model, self)]
+        if callable(getattr(self.model, "cache_context", None)):
+            found.append(ContextPatch(self.model, self, "cache_context"))
+        scope = self.scope
+        if scope.kind == PARTS:
+            found += [PartPatch(part.module, self, i) for i, part in enumerate(scope.parts) if site.span(i) is not None]
+        if scope.kind == BLOCKS:
+            recipe = self._engine(self.config.steps_count).recipe
+            seen = {recipe.signal.anchor if recipe.signal else -1, recipe.probe.index if recipe.probe else -1}
+            for index, block in enumerate(scope.blocks):
+                span = site.span(index)
+                edge = index in seen or (span is not None and index in (span.start, span.stop - 1))
+                if edge or span is not None:
+                    found.append(BlockPatch(block, self, index, scope.forms[index], edge))
+        return found
+
+    def install(self) -> None:
+        """Patch every module, or none."""
+        stay_eager()
+        done: list[Patch] = []
+        try:
+            for patch in self.patches:
+                patch.install()
+                done.append(patch)
+        except BaseException:
+            for patch in reversed(done):
+                patch.remove()
+            raise
+
+    def remove(self) -> None:
+        for patch in reversed(self.patches):
+            patch.remove()
+        self.reset()
+
+    def reset(self) -> None:
+        """Drop everything kept, in every thread and request."""
+        for generation in list(self._generations.values()):
+            generation.release(None)
+        self._generations.clear()
+
+    def refresh(self, steps_count: int) -> None:
+        """Another number of steps from the next generation on."""
+        self.config = self.wish.config(self.scope.calls_count, steps_count)
+        self.steps_count = steps_count
+        self._engine(steps_count)
+        self.reset()
+
+    # ------------------------------------------------------------------------------------------------ a forward
+
+    def forward(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One forward of the model."""
+        if torch.is_grad_enabled() and self.model.training:
+            return original(*args, **kwargs)
+        values = {**dict(zip(self._parameters, args, strict=False)), **kwargs} if args else kwargs
+        generation, track = (None, None) if fills_own_cache(values) else self._enter(values)
+        if generation is None or track is None:
+            return original(*args, **kwargs)
+        call = generation.engine.call
+        token = under_way.set(Forward(self, track, call))
+        try:
+            whole = self.scope.kind == ROOT
+            result = call(track, 0, original, args, kwargs) if whole else original(*args, **kwargs)
+        except BaseException:
+            generation.forget()
+            raise
+        finally:
+            under_way.reset(token)
+        if self.scope.kind == BLOCKS:
+            track.reused = sum([lane.last - lane.start + 1 for lane in track.distinct_lanes if lane.reuse])
+        generation.close(track)
+        return result
+
+    def _enter(self, values: Mapping[str, Any]) -> tuple[Any, Track | None]:
+        """The generation and the track of a forward; no track if it has to be computed without one."""
+        scope = current_scope()
+        run = scope.run_of(self)
+        sight = look(values, scope, self._pipe, type(self.model).__name__ in RISING)
+        generation = self._generations.get(run)
+        branch = generation.branch_of(sight) if generation is not None else None
+        if generation is None or generation.ended(sight, branch):
+            generation = self._begin(run, sight)
+            branch = generation.branch_of(sight)
+        if branch is None:
+            self._warn("unclear", UNCLEAR)
+        if branch is None or self._bypassed:
+            return generation, None
+        return generation, generation.enter(sight, branch)
+
+    def _begin(self, run: Run, sight: Sight) -> Generation:
+        steps = self.steps_count if self._pipe is None else sight.steps or self.steps_count
+        if steps is None:
+            raise ParametersInvalid(
+                f"{self.wish.title!r} needs the number of steps, and no pipeline tells it: "
+                "enable_cache(model, config, num_inference_steps=50), or handle.refresh(num_inference_steps=50)."
+            )
+        if self.wish.steps_count not in (None, steps):
+            self._warn(
+                "steps",
+                f"The configuration says {self.wish.steps_count} steps, but this generation has {steps}: its step numbers "
+                f"and distances mean other places of the run. Set steps_count={steps} and adapt them.",
+            )
+        old = self._generations.get(run)
+        if old is not None:
+            old.release(None)
+            run.leave(old)
+        engine = self._engine(steps)
+        generation = Generation(engine, sight, self._warn, partial(review, self._configs(steps), self._warn))
+        self._generations[run] = self._latest = generation
+        run.join(generation)
+        return generation
+
+    def _configs(self, steps: int) -> Any:
+        return self.config if steps == self.config.steps_count else self.wish.config(self.scope.calls_count, steps)
+
+    def _engine(self, steps: int) -> Engine:
+        """The engine for a number of steps; made once."""
+        engine = self._engines.get(steps)
+        if engine is None:
+            config = self._configs(steps)
+            self._bypassed = bypass_reason(config)
+            if self._bypassed:
+                self._warn("off", f"{config.method} is off and every call is computed. {self._bypassed}.")
+            recipe = built(config, self.scope)
+            for note in recipe.notes:
+                self._warn(note, note)
+            engine = self._engines[steps] = Engine(recipe, self.scope.calls_count, steps, self._group)
+        return engine
+
+    # ------------------------------------------------------------------------------------------------ what was done
+
+    def _shown(self) -> Generation | None:
+        run = current_scope().run_of(self)
+        return self._generations.get(run) or self._latest
+
+    def report(self) -> Report:
+        unit = self._engine(self.config.steps_count).recipe.unit
+        generation = self._shown()
+        if generation is None:
+            return Report(self.config.method, unit, note=self._bypassed or "not called yet")
+        note = UNCLEAR if generation.unclear else self._bypassed
+        report = generation.common.log.report(self.config.method, unit, generation.common.nbytes)
+        return Report(report.method, unit, report.steps, report.bytes_now, report.bytes_peak, report.seconds, note)
+
+    def calibration(self) -> Calibration:
+        """What method "calibrator" has measured in the last generation."""
+        generation = self._shown()
+        meter = generation.engine.recipe.meter if generation is not None else None
+        if generation is None or meter is None:
+            raise ParametersInvalid(
+                f"{self.config.method} has measured nothing. Enable method 'calibrator' and generate once before asking."
+            )
+        return meter.result(generation.common.measured, generation.engine.ranks)
+
+    # ------------------------------------------------------------------------------------------------ copies
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: value for name, value in vars(self).items() if name not in _OF_THIS_PROCESS}
+        return {**state, "_pipe": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start()
+        self._bypassed = bypass_reason(self.config)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Attachment:
+        """For a copy of the model: the same settings, nothing kept, the copy's own pipeline if that is copied too."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        shared = {"_group": self._group, "wish": self.wish, "config": self.config}
+        state = {n: v if n in shared else copy.deepcopy(v, memo) for n, v in self.__getstate__().items()}
+        twin.__setstate__(state)
+        pipe = memo.get(id(self._pipe())) if self._pipe is not None else None
+        twin._pipe = None if pipe is None else ref(pipe)
+        return twin
+
+
+_OF_THIS_PROCESS = {"_engines", "_generations", "_latest", "_warn", "_bypassed"}
+
+
+def _parameters(model: nn.Module) -> tuple[str, ...]:
+    return tuple([name for name in inspect.signature(type(model).forward).parameters if name != "self"])

@@ -1,0 +1,41 @@
+"""The small table of what cannot be inferred from a model's structure. Everything else is found, see discover.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Parts of the names of block lists that prepare a stream or a control signal; they are computed in every step.
+AUXILIARY = ("refiner", "vace", "text_", "txt_", "controlnet", "decoders")
+
+# Arguments under which transformers pass the time embedding to their blocks, the usual name first.
+TIME_EMBEDDINGS = (
+    *("temb", "time_embed", "timestep_embed", "embedded_timestep", "emb", "timestep", "t", "time_emb"),
+    *("adaln_input", "temb_mod_img", "temb_mod", "global_modulation", "modulation", "conditioning_embedding"),
+    *("added_cond_kwargs", "t0"),
+)
+
+# Arguments under which transformers are given the latents, the usual name first.
+LATENTS = ("hidden_states", "x", "latents", "sample", "vision_tokens")
+TIMESTEPS = ("timestep", "timesteps", "t", "vision_timesteps")
+
+# Transformers whose timestep rises during sampling, because it is 1 - t.
+RISING = frozenset(
+    {"ZImageTransformer2DModel", "Lumina2Transformer2DModel", "LuminaNextDiT2DModel", "OmniGenTransformer2DModel"}
+)
+
+# Transformers whose lists take turns block by block: every block is a region of its own.
+INTERLEAVED = frozenset({"LatteTransformer3DModel"})
+
+# Streams of blocks whose `forward` does not return its parameters under their names, in the order of the outputs.
+STREAMS: dict[str, tuple[str, ...]] = {
+    "HiDreamBlock": ("hidden_states", "encoder_hidden_states"),
+    "Cosmos3VLTextMoTDecoderLayer": ("und_seq", "gen_seq"),
+}
+
+
+def fills_own_cache(values: Mapping[str, Any]) -> bool:
+    """Whether a pass only fills a key-value cache of the model's own: it is computed, and is no step."""
+    flags = values.get("kv_cache_flag")
+    is_cache_step = isinstance(flags, Mapping) and bool(flags.get("is_cache_step"))
+    return is_cache_step or values.get("kv_cache_mode") == "extract"

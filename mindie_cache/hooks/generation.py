@@ -1,0 +1,139 @@
+"""One generation of one hooked model: which branch and step a forward is, by what was seen of it. Decides no caching."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from mindie_cache.engine import Engine
+from mindie_cache.errors import WarnOnce
+from mindie_cache.hooks.sight import Sight, same_condition
+from mindie_cache.lanes import Track
+from mindie_cache.sessions import Review, Session
+
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+
+
+class Generation(Session):
+    """A session whose steps are seen, not told.
+
+    Args:
+        engine: made for this number of steps.
+        sight: of the first forward.
+    """
+
+    def __init__(self, engine: Engine, sight: Sight, warn: WarnOnce, review: Review):
+        super().__init__(0, engine.steps_count, warn, review)
+        self.engine = engine
+        self.step = -1
+        self.unclear = False  # branches cannot be told apart
+        self._origin = sight.begin
+        self._last = sight
+        self._deaf = False  # the scheduler's index does not move: another one drives this model
+        self._conditions: dict[str, Mapping[str, torch.Tensor]] = {}
+        self._calls: dict[str, int] = {}  # of each branch in this step
+        self._calls_before: dict[str, int] = {}  # in the last step
+        self._uneven: set[str] = set()  # branches called more than once in the last step, and not as often before
+
+    def branch_of(self, sight: Sight) -> str | None:
+        """The branch of a forward: its name, or that of its conditioning; None if it cannot be known."""
+        if sight.branch is not None:
+            return sight.branch
+        for branch, kept in self._conditions.items():
+            same = same_condition(kept, sight.conditions)
+            if same is None:
+                self.unclear = True
+                return None
+            if same:
+                return branch
+        count = len(self._conditions)
+        if count == len(_ORDINALS):  # embeddings that change in every step
+            self.unclear = True
+            self.forget()
+            return None
+        self._conditions[_ORDINALS[count]] = sight.conditions
+        return _ORDINALS[count]
+
+    def ended(self, sight: Sight, branch: str | None) -> bool:
+        """Whether this forward belongs to a later generation."""
+        last, is_done = self._last, self.step + 1 >= self.steps_count
+        if self.steps.step >= self.steps_count:
+            return True  # released
+        if last.timesteps is not None and sight.timesteps is not None and last.timesteps is not sight.timesteps:
+            return True
+        if self._told_by_position(sight):
+            assert sight.position is not None
+            assert last.position is not None
+            return sight.position < last.position or sight.position - self._origin >= self.steps_count
+        if sight.timestep is not None and last.timestep is not None:
+            return sight.timestep > last.timestep or (sight.timestep < last.timestep and is_done)
+        return branch in self._calls and is_done
+
+    def _told_by_position(self, sight: Sight) -> bool:
+        """Whether the scheduler's index tells the step; not if the timestep moves while it stands still."""
+        last = self._last
+        if sight.position is None or last.position is None:
+            return False
+        if sight.position == last.position and last.timestep is not None and sight.timestep != last.timestep:
+            self._deaf = True
+        return not self._deaf
+
+    def enter(self, sight: Sight, branch: str) -> Track:
+        """The track of this forward, at its step."""
+        step = self._step_of(sight, branch)
+        if step != self.step:
+            self._next_step(step)
+        count = self._calls.get(branch, 0)
+        self._calls[branch] = count + 1
+        self._last = sight
+        name = branch if not count else f"{branch} #{count + 1}"
+        track = self.tracks.get(name)
+        if track is None:
+            track = self.tracks[name] = self.engine.new_track(name, self.common)
+        elif branch in self._uneven and track.step != step:
+            track.forget()
+        if step != track.step:
+            track.step = step
+            track.new_step()
+        track.new_pass()
+        track.index = track.missed = track.reused = 0
+        return track
+
+    def _step_of(self, sight: Sight, branch: str) -> int:
+        if self.step < 0:
+            return 0 if sight.position is None else sight.position - self._origin
+        if self._told_by_position(sight):
+            assert sight.position is not None
+            return sight.position - self._origin
+        if sight.timestep is not None and self._last.timestep is not None:
+            return self.step + (sight.timestep != self._last.timestep)
+        return self.step + (branch in self._calls)
+
+    def _next_step(self, step: int) -> None:
+        before = self._calls_before
+        self._uneven = {branch for branch, count in self._calls.items() if count > 1 and before.get(branch) != count}
+        self._calls_before, self._calls, self.step = self._calls, {}, step
+
+    @property
+    def is_last(self) -> bool:
+        return self.step >= self.steps_count - 1
+
+    def close(self, track: Track) -> None:
+        """A forward has come to its end."""
+        track.index = self.engine.calls_count
+        track.close_pass()
+        if self.is_last:
+            track.forget()
+            track.review()
+            self.forget_left_out()
+
+    def forget_left_out(self) -> None:
+        """In the last step: what branches keep that guidance has left out for a while."""
+        for track in self.tracks.values():
+            if track.step < self.step - 1:
+                track.forget()
+
+    def release(self, last_step: int | None, rise: str = "") -> None:
+        super().release(last_step, rise)
+        self._conditions.clear()

@@ -1,0 +1,116 @@
+"""Replaces methods of single modules, and puts them back. Nothing is changed on a class; copies and pickles stay whole."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+from torch import nn
+
+from mindie_cache.hooks.compiling import is_compiling, stay_eager
+from mindie_cache.hooks.sight import telling
+
+
+class Patch:
+    """Stands in for one method of one module, as an attribute of that instance.
+
+    Args:
+        module: that is patched by `install`.
+        owner: the attachment that it works for; `owner.model` is the model around the module.
+        name: of the method.
+    """
+
+    def __init__(self, module: nn.Module, owner: Any, name: str = "forward"):
+        self.module = module
+        self.owner = owner
+        self.name = name
+        self.active = True
+        self.own: Any = vars(module).get(name)  # what another library has put there before
+        self.original: Callable[..., Any] = self.own or MethodType(getattr(type(module), name), module)
+
+    def install(self) -> None:
+        vars(self.module)[self.name] = self
+
+    def remove(self) -> None:
+        """Put back what was there; if another library has wrapped this since, only forward from now on."""
+        self.active = False
+        if vars(self.module).get(self.name) is self:
+            if self.own is None:
+                del vars(self.module)[self.name]
+            else:
+                vars(self.module)[self.name] = self.own
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """In a copy of the whole model, its patch; in a copy of a part, the plain method of that copy."""
+        module = copy.deepcopy(self.module, memo)
+        if id(self.owner.model) not in memo or not self.active:
+            own = copy.deepcopy(self.own, memo)
+            return own or MethodType(getattr(type(module), self.name), module)
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__({name: copy.deepcopy(value, memo) for name, value in self.__getstate__().items()})
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in _DERIVED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.original = self.own or MethodType(getattr(type(self.module), self.name), self.module)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+
+_DERIVED = {"original"}
+
+
+class ContextPatch(Patch):
+    """In the place of `cache_context`: passes on what a pipeline tells."""
+
+    def __call__(self, name: str, **fields: Any) -> Any:
+        return _Both(telling(name, **fields), self.original(name, **fields))
+
+
+class _Both:
+    """Two context managers as one."""
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, outer: Any, inner: Any):
+        self._outer, self._inner = outer, inner
+
+    def __enter__(self) -> Any:
+        self._outer.__enter__()
+        try:
+            return self._inner.__enter__()
+        except BaseException as error:
+            self._outer.__exit__(type(error), error, error.__traceback__)
+            raise
+
+    def __exit__(self, *error: Any) -> Any:
+        try:
+            return self._inner.__exit__(*error)
+        finally:
+            self._outer.__exit__(*error)
+
+
+class ModelPatch(Patch):
+    """In the place of the model's `forward`: a forward begins and ends here."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.active:
+            return self.original(*args, **kwargs)
+        if is_compiling():
+            return _uncompiled(self, args, kwargs)
+        return self.owner.forward(self.original, args, kwargs)
+
+
+def _uncompiled(patch: ModelPatch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    stay_eager()
+    return patch.owner.forward(patch.original, args, kwargs)
+
+
+_uncompiled._torchdynamo_disable = True  # type: ignore[attr-defined]  # as torch.compiler.disable, without its import

@@ -1,0 +1,144 @@
+"""What can be seen of one forward on the host: which branch, step and generation it belongs to. Never waits for a device.
+
+Branches are told apart by the name that the pipeline gives (`cache_context`), or by their conditioning: the same embeddings
+are the same branch. Steps follow from the scheduler's index, or from the timestep by value. Nothing goes by call parity.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+from weakref import ref
+
+import torch
+
+from mindie_cache.clock import Scope
+from mindie_cache.hooks.families import LATENTS, TIMESTEPS
+from mindie_cache.steps import DEFAULT_BRANCH
+
+_CONDITION = re.compile(r"encoder_hidden|prompt|text|cap_feats|class_labels|input_ids|pooled|llama|^y$|context|cond")
+_NO_CONDITION = re.compile(r"mask|lens|indexes|indices|token_tags")
+BOTH = "both"
+_SHOWN = {"cond_uncond": BOTH}  # diffusers' name of one batch with both branches
+
+
+class Context(NamedTuple):
+    """What a pipeline tells through `cache_context`; the fields are diffusers'."""
+
+    name: str
+    step_index: int | None = None
+    num_inference_steps: int | None = None
+    timestep: Any = None
+    sigma: Any = None
+
+
+_told: ContextVar[Context | None] = ContextVar("mindie_cache_context", default=None)
+told = _told.get
+
+
+@contextmanager
+def telling(name: str, **fields: Any) -> Iterator[None]:
+    """Forwards inside belong to the branch `name`."""
+    known = {key: value for key, value in fields.items() if key in Context._fields}
+    token = _told.set(Context(name, **known))
+    try:
+        yield
+    finally:
+        _told.reset(token)
+
+
+class Sight(NamedTuple):
+    """One forward. None stands for what is not known."""
+
+    branch: str | None
+    position: int | None  # index of the scheduler
+    timestep: float | None
+    timesteps: Any  # the scheduler's, to be known by identity
+    begin: int  # position of the first step, of a run that starts with a given image
+    steps: int | None  # of the run
+    conditions: Mapping[str, torch.Tensor]
+
+
+def _scheduler_of(pipe: Any) -> Any:
+    return getattr(pipe, "scheduler", None) if pipe is not None else None
+
+
+def look(values: Mapping[str, Any], scope: Scope, pipe: ref[Any] | None, rises: bool = False) -> Sight:
+    """See what there is in the arguments of a forward, by name, and in the pipeline's state.
+
+    Args:
+        rises: the model's timestep is 1 - t.
+    """
+    context = _told.get()
+    branch = None if context is None else _SHOWN.get(context.name, context.name)
+    if branch is None and scope.branch != DEFAULT_BRANCH:
+        branch = scope.branch
+    scheduler = _scheduler_of(pipe() if pipe is not None else None)
+    timesteps = getattr(scheduler, "timesteps", None)
+    begin = getattr(scheduler, "begin_index", None) or 0
+    position = context.step_index if context is not None else None
+    if position is None and isinstance(timesteps, torch.Tensor):
+        position = getattr(scheduler, "step_index", None)
+        if position is None and hasattr(type(scheduler), "step_index"):
+            position = begin
+    timestep = host_value(_first(values, TIMESTEPS))
+    if rises and timestep is not None:
+        timestep = -timestep
+    if scope.told:
+        position, timestep = _told_by_user(scope)
+        begin = 0
+    steps = context.num_inference_steps if context is not None else None
+    if steps is None and isinstance(timesteps, torch.Tensor):
+        steps = len(timesteps) - begin
+    conditions = {} if branch is not None else dict(_conditions(values))
+    return Sight(branch, position, timestep, timesteps, begin, steps, conditions)
+
+
+def _told_by_user(scope: Scope) -> tuple[int | None, float | None]:
+    """The step or the timestep of `mindie_cache.branch(step=...)`."""
+    run = scope.now.run()
+    return (run.step, None) if run is not None else scope.tell or (None, None)
+
+
+def _first(values: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    return next((values[name] for name in names if values.get(name) is not None), None)
+
+
+def host_value(timestep: Any) -> float | None:
+    """The (largest) timestep, if it can be read without waiting for a device."""
+    if isinstance(timestep, torch.Tensor):
+        if timestep.device.type != "cpu" or not timestep.numel():
+            return None
+        return float(timestep) if timestep.numel() == 1 else float(timestep.max())
+    return float(timestep) if isinstance(timestep, int | float) else None
+
+
+def _conditions(values: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, value in values.items():
+        if _CONDITION.search(name) and not _NO_CONDITION.search(name) and name not in LATENTS:
+            first = value[0] if isinstance(value, list | tuple) and value else value
+            if isinstance(first, torch.Tensor):
+                yield name, first
+
+
+def same_condition(kept: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor]) -> bool | None:
+    """Whether both are of one branch; None if that would have to be read from a device."""
+    if kept.keys() != now.keys():
+        return False
+    others = [name for name in now if not _same_storage(kept[name], now[name])]
+    if not others:
+        return True
+    if any(kept[name].shape != now[name].shape or kept[name].dtype != now[name].dtype for name in others):
+        return False
+    if any(now[name].device.type != "cpu" for name in others):
+        return None
+    return all(torch.equal(kept[name], now[name]) for name in others)
+
+
+def _same_storage(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one is other or (
+        one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()
+    )

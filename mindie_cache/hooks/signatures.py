@@ -1,0 +1,108 @@
+"""The streams of a block, from the signature and the return statements of its `forward`. See also streams.py."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from mindie_cache.errors import ModelExecError, ParametersInvalid
+from mindie_cache.history import Features
+from mindie_cache.hooks.families import STREAMS
+from mindie_cache.streams import BlockStreams, Rebuild
+
+
+class Form(NamedTuple):
+    """How a kind of block is called and what it returns.
+
+    `parameters`: names of its arguments, in order. `streams`: those that it returns, in the order of its outputs.
+    `fixed`: it always returns all of them.
+    """
+
+    parameters: tuple[str, ...]
+    streams: tuple[str, ...]
+    fixed: bool
+
+    def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """All arguments of a call by name."""
+        return {**dict(zip(self.parameters, args, strict=False)), **kwargs} if args else kwargs
+
+
+def form_of(block: nn.Module, streams: tuple[str, ...] | None = None) -> Form:
+    """The form of a block; `streams` overrules what its `forward` shows.
+
+    Raises:
+        ParametersInvalid: `streams` names what is no argument of the block.
+    """
+    kind: Any = type(block)
+    form = _form(kind)
+    if streams is None:
+        return form
+    missing = [name for name in streams if name not in form.parameters]
+    if missing:
+        raise ParametersInvalid(
+            f"streams={streams!r}: {missing[0]!r} is no argument of {type(block).__name__}.forward, which takes "
+            f"{', '.join(form.parameters)}. Name the arguments that the block returns, in the order of its outputs."
+        )
+    return Form(form.parameters, tuple(streams), True)
+
+
+@cache
+def _form(kind: Any) -> Form:
+    forward: Callable[..., Any] = kind.forward
+    parameters = tuple([name for name in inspect.signature(forward).parameters if name != "self"])
+    known = STREAMS.get(kind.__name__)
+    if known:
+        return Form(parameters, known, False)
+    returned = [names for names in _returned(forward) if set(names) <= set(parameters)]
+    longest = max(returned, key=len, default=())
+    return Form(parameters, longest or parameters[:1], all(names == longest for names in returned))
+
+
+def _returned(forward: Callable[..., Any]) -> list[tuple[str, ...]]:
+    """The names in every return statement of a function; nothing without source."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(forward)))
+    except (OSError, TypeError, SyntaxError):
+        return []
+    returns = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return) and node.value is not None]
+    values = [value.elts if isinstance(value, ast.Tuple) else [value] for value in returns]
+    return [tuple([item.id if isinstance(item, ast.Name) else "" for item in items]) for items in values]
+
+
+class ModuleStreams(BlockStreams):
+    """The streams of blocks that are called by their model: arguments by name; of blocks whose returns differ, those that
+    are given."""
+
+    def __init__(self, form: Form):
+        super().__init__(form.streams)
+        self._form = form
+
+    def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Features, tuple[Any, ...]]:
+        values = self._form.bound(args, kwargs)
+        streams = [values.get(name) for name in self._form.streams]
+        return tuple(streams if self._form.fixed else [item for item in streams if item is not None]), args
+
+    def split(self, output: Any, inputs: Features) -> tuple[Features, Rebuild]:
+        features: Features = tuple(output) if isinstance(output, tuple | list) else (output,)
+        if len(inputs) != len(features):
+            raise ModelExecError(
+                f"A block returned {len(features)} outputs, but {len(inputs)} of its streams {self.names} were given. Name "
+                "its streams in the order of its outputs: enable_cache(model, config, streams=(...))."
+            )
+        return features, _form_like(output)
+
+
+def _form_like(output: Any) -> Rebuild:
+    if isinstance(output, tuple | list):
+        return getattr(type(output), "_make", type(output))
+    return _only
+
+
+def _only(features: Features) -> Any:
+    return features[0]

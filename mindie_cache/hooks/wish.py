@@ -1,0 +1,153 @@
+"""What a user asks of `enable_cache`: a configuration, a level, a method, a preset or a file. Gives a CacheConfig once the
+model's calls are counted and the number of steps is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from mindie_cache.config import CacheConfig, check_names
+from mindie_cache.errors import ConfigError, did_you_mean
+from mindie_cache.hooks.levels import LEVELS, level
+from mindie_cache.parsing import parse_json, parse_yaml
+from mindie_cache.presets.text import select
+from mindie_cache.recipes import METHODS
+
+PROBABLE_STEPS = 50
+_COUNTS = ("blocks_count", "steps_count")
+_PREFERRED = ("ada_taylor", "magcache", "teacache", "custom", "dit_block_cache")  # of a preset that names no method
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A configuration without the numbers that follow from the model and the run. Plain data.
+
+    Args:
+        title: how the report calls it.
+        values: fields of CacheConfig, without the counts.
+        calls_count, steps_count: that it was written for, if it says so.
+        level: name of the level whose schedule follows from the number of steps.
+    """
+
+    title: str
+    values: Mapping[str, Any]
+    calls_count: int | None = None
+    steps_count: int | None = None
+    level: str | None = None
+
+    @property
+    def method(self) -> str:
+        return self.values["method"]
+
+    @property
+    def options(self) -> Any:
+        return self.values.get("options")
+
+    @property
+    def probable_steps(self) -> int:
+        """To check the configuration with before the run."""
+        return self.steps_count or PROBABLE_STEPS
+
+    def config(self, calls: int, steps: int) -> CacheConfig:
+        """The validated configuration for so many calls and steps."""
+        if self.calls_count not in (None, calls):
+            raise ConfigError(
+                f"blocks_count={self.calls_count}, but {calls} calls of this kind were found in the model. Set "
+                f"blocks_count={calls}, or give the fields as a mapping without blocks_count."
+            )
+        values = dict(self.values)
+        if self.level is not None:
+            values["options"] = LEVELS[self.level].schedule(steps)
+        return CacheConfig(**values, blocks_count=calls, steps_count=steps).validated()
+
+    def for_steps(self, steps: int) -> Wish:
+        return replace(self, steps_count=steps)
+
+
+def read_wish(asked: Any, model_names: tuple[str, ...] = ()) -> Wish:
+    """Understand what was given to `enable_cache`.
+
+    Args:
+        asked: CacheConfig, mapping of its fields, name of a level, method or preset, or path of a YAML or JSON file.
+        model_names: under which presets for this model may be filed.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if isinstance(asked, CacheConfig):
+        return _of_config(asked)
+    if isinstance(asked, Mapping):
+        return _of_mapping(asked)
+    if isinstance(asked, PathLike) or (isinstance(asked, str) and asked.endswith((".yaml", ".yml", ".json"))):
+        return _of_file(Path(asked))
+    if not isinstance(asked, str):
+        raise ConfigError(
+            f"enable_cache got {type(asked).__name__} as its configuration. Give a CacheConfig, a mapping of its fields, "
+            f"the path of a YAML or JSON file, or a name: {', '.join(LEVELS)}, a method or a preset."
+        )
+    if asked in LEVELS:
+        return _of_level(asked, model_names)
+    if asked in METHODS:
+        return _of_mapping({"method": asked})
+    return _of_preset(asked)
+
+
+def _of_level(name: str, model_names: tuple[str, ...]) -> Wish:
+    table = level(name, model_names)
+    if table is not None:
+        return Wish(f"{name}: ada_taylor with the preset {table['preset']}", {"method": "ada_taylor", "options": table})
+    schedule = LEVELS[name].schedule(PROBABLE_STEPS)
+    words = f"{name}: taylorseer, one of {schedule['interval']} steps computed"
+    return Wish(words, {"method": "taylorseer", "options": {"lite": True}}, level=name)
+
+
+def _of_config(config: CacheConfig, title: str = "") -> Wish:
+    checked = config.validated()
+    values = {field.name: getattr(checked, field.name) for field in fields(checked) if field.name not in _COUNTS}
+    return Wish(title or checked.method, values, checked.blocks_count, checked.steps_count)
+
+
+def _of_mapping(values: Mapping[str, Any]) -> Wish:
+    """The fields of a CacheConfig; blocks_count and steps_count may be left out."""
+    check_names(values)
+    method = values.get("method")
+    if not isinstance(method, str) or method not in METHODS:
+        raise ConfigError(f"method={method!r} is not supported. {did_you_mean(method, METHODS)}")
+    rest = {name: value for name, value in values.items() if name not in _COUNTS}
+    return Wish(method, rest, values.get("blocks_count"), values.get("steps_count"))
+
+
+def _of_file(path: Path) -> Wish:
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}. Give the path of a YAML or JSON file.") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path} holds no mapping of fields. Write it with CacheConfig.to_yaml(path).")
+    if not values.keys() & {"method", *_COUNTS}:  # a calibration file
+        options = {"preset": str(path)}
+        return Wish(f"ada_taylor with {path}", {"method": "ada_taylor", "options": options})
+    try:
+        return replace(_of_mapping(values), title=str(path))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _of_preset(name: str) -> Wish:
+    """ "method:model@variant", or "model@variant" of the first method that has it."""
+    method, _, model = name.rpartition(":")
+    try:
+        found = select(model, method or None)
+    except ConfigError as error:
+        raise ConfigError(f"{name!r} is no level ({', '.join(LEVELS)}), no method, no file and no preset. {error}") from None
+    preset = min(found, key=lambda one: _PREFERRED.index(one.method) if one.method in _PREFERRED else len(_PREFERRED))
+    own = {field.name for field in fields(CacheConfig)}
+    values = {key: value for key, value in preset.settings.items() if key in own and key not in _COUNTS}
+    options = {key: value for key, value in preset.settings.items() if key not in own}
+    return Wish(f"preset {preset.method}:{preset.name}", {"method": preset.method, **values, "options": options})
