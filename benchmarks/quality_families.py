@@ -51,7 +51,8 @@ def families(steps: int, blocks: int, calibration: str) -> list[Family]:
         return on_blocks("adacache", codebook=[[below * scale, gap] for below, gap in code_book], otherwise=1)
 
     def sea(signal: str, order: int = 0) -> Callable[[float], tuple[CacheConfig, ...]]:
-        options: dict[str, Any] = {"signal": signal, "order": order, "sigma_shift": DEFAULT_SHIFT, **fast}
+        options: dict[str, Any] = {"signal": signal, "order": order, "sigma_shift": DEFAULT_SHIFT}
+        options["max_skip_steps"] = 4 if order else fast["max_skip_steps"]  # a line overshoots over long gaps
         if signal == "latents":
             return lambda x: on_forward("seacache", threshold=x, **options)
         return lambda x: on_blocks("seacache", threshold=x, grid=TestbedConfig().grid, **options)
