@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mindie_cache import CacheConfig
+from mindie_cache.testbed import TestbedConfig
+from mindie_cache.testbed.sampler import DEFAULT_SHIFT
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,13 @@ def families(steps: int, blocks: int, calibration: str) -> list[Family]:
     def adacache(scale: float) -> tuple[CacheConfig, ...]:
         return on_blocks("adacache", codebook=[[below * scale, gap] for below, gap in code_book], otherwise=1)
 
+    def sea(signal: str, order: int = 0) -> Callable[[float], tuple[CacheConfig, ...]]:
+        options: dict[str, Any] = {"signal": signal, "order": order, "sigma_shift": DEFAULT_SHIFT}
+        options["max_skip_steps"] = 4 if order else fast["max_skip_steps"]  # a line overshoots over long gaps
+        if signal == "latents":
+            return lambda x: on_forward("seacache", threshold=x, **options)
+        return lambda x: on_blocks("seacache", threshold=x, grid=TestbedConfig().grid, **options)
+
     def faster(knob: tuple[int, int]) -> tuple[CacheConfig, ...]:
         return on_blocks("fastercache", reuse_from=knob[0], interval=knob[1], reuse_on="others")
 
@@ -78,6 +87,10 @@ def families(steps: int, blocks: int, calibration: str) -> list[Family]:
             span=(0.02, 2.0),
         ),
         Family("custom", lambda x: on_blocks("custom", threshold=x, preset=calibration, **fast), span=(0.02, 2.0)),
+        Family("seacache", sea("modulated"), span=(0.02, 4.0)),
+        Family("seacache, line", sea("modulated", 1), span=(0.02, 4.0)),
+        Family("seacache, latents", sea("latents"), span=(0.02, 4.0)),
+        Family("seacache, latents, line", sea("latents", 1), span=(0.02, 4.0)),
         Family(
             "magcache",
             lambda x: on_blocks("magcache", threshold=x, preset=calibration, retention_ratio=0.1, **fast),

@@ -16,6 +16,7 @@ from mindie_cache.methods.calibrator import CalibratorOptions
 from mindie_cache.methods.fastercache import CfgCacheOptions, FasterCacheOptions
 from mindie_cache.methods.mindie import AdastepOptions, ReuseOptions
 from mindie_cache.methods.probes import DualBlockOptions, DynamicBlockOptions, FirstBlockOptions
+from mindie_cache.methods.seacache import SeaCacheOptions
 from mindie_cache.methods.signals import AdaCacheOptions, CustomOptions, EasyCacheOptions, TeaCacheOptions
 from mindie_cache.methods.tables import AdaTaylorOptions, MagCacheOptions, TaylorSeerOptions
 from mindie_cache.report import Report, StepRecord
@@ -47,6 +48,7 @@ __all__ = [
     "ParametersInvalid",
     "Report",
     "ReuseOptions",
+    "SeaCacheOptions",
     "StepRecord",
     "TaylorSeerOptions",
     "TeaCacheOptions",

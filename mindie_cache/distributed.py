@@ -38,6 +38,14 @@ class Ranks(NamedTuple):
         torch.distributed.all_gather(parts, table.contiguous(), group=self.group)
         return torch.stack(parts).tolist()
 
+    def join(self, part: torch.Tensor, dim: int) -> torch.Tensor:
+        """The whole of a tensor of which each rank has an equal part along `dim`, in rank order: one all-gather."""
+        if self.group is None:
+            return part
+        parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(self.size)]
+        torch.distributed.all_gather(parts, part.contiguous(), group=self.group)
+        return torch.cat(parts, dim)
+
     def read(self, sums: torch.Tensor) -> list[float]:
         """`sums` ``(n,)`` added up over the ranks, as host numbers: one small all-reduce and one host read."""
         if self.group is not None:

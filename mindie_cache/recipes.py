@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from mindie_cache.errors import ConfigError
-from mindie_cache.methods import broadcast, calibrator, fastercache, mindie, probes, signals, tables
+from mindie_cache.methods import broadcast, calibrator, fastercache, mindie, probes, seacache, signals, tables
 from mindie_cache.methods.base import NO_END, Method
 from mindie_cache.methods.mindie import ReuseOptions
 
@@ -18,9 +18,10 @@ METHODS: dict[str, Method] = {
     "dit_block_cache": Method(mindie.ReuseOptions, mindie.dit_block_cache, declares_streams=True, windowed=True),
     "attention_cache": Method(mindie.ReuseOptions, mindie.attention_cache, windowed=True),
     "adastep": Method(mindie.AdastepOptions, mindie.adastep, whole_forward=True),
-    # TeaCache, AdaCache, EasyCache; LightX2V's CustomCache
+    # TeaCache, SeaCache, AdaCache, EasyCache; LightX2V's CustomCache
     "teacache": Method(signals.TeaCacheOptions, signals.teacache, declares_streams=True),
     "custom": Method(signals.CustomOptions, signals.teacache, declares_streams=True),
+    "seacache": Method(seacache.SeaCacheOptions, seacache.seacache, declares_streams=True),
     "adacache": Method(signals.AdaCacheOptions, signals.adacache, declares_streams=True),
     "easycache": Method(signals.EasyCacheOptions, signals.easycache, whole_forward=True),
     # MagCache, TeleFuser's AdaTaylorCache, TaylorSeer

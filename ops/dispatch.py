@@ -35,7 +35,12 @@ def _frequencies(device: str) -> tuple[str, str]:
     return "matrix products", "no FFT of all sizes there; products with Fourier matrices give the same numbers"
 
 
+def _matrices(device: str) -> tuple[str, str]:
+    return "matrix products", "a dimension has some tens of samples; products with real Fourier matrices need no FFT"
+
+
 OPS: dict[str, Callable[[str], tuple[str, str]]] = {
+    "axis_filter": _matrices,
     "band_split": _frequencies,
     "combine": _reference,
     "low_pass": _frequencies,

@@ -66,6 +66,38 @@ class Tea(Margin):
         return True
 
 
+def sea_response(sizes: tuple[int, ...], sigma: float, exponent: float) -> Array:
+    """SeaCache's frequency response on a grid, as published: the linear denoiser (1 - s) P / ((1 - s)^2 P + s^2) of each
+    axis for the power P = 1 / |f|^b, their product, divided by its mean over all frequencies."""
+    sigma = min(max(sigma, 1e-6), 1 - 1e-6)
+    response = np.ones(sizes)
+    for axis, size in enumerate(sizes):
+        power = 1 / (np.abs(np.fft.fftfreq(size)) ** exponent + 1e-16)
+        gain = (1 - sigma) * power / ((1 - sigma) ** 2 * power + sigma**2 + 1e-16)
+        response = response * gain.reshape([-1 if other == axis else 1 for other in range(len(sizes))])
+    return response / response.mean()
+
+
+def sea_filter(x: Array, axes: tuple[int, ...], sigma: float, exponent: float) -> Array:
+    """`x` filtered along `axes`, ascending."""
+    response = sea_response(tuple(x.shape[axis] for axis in axes), sigma, exponent)
+    shape = [x.shape[axis] if axis in axes else 1 for axis in range(x.ndim)]
+    return np.fft.ifftn(np.fft.fftn(x, axes=axes) * response.reshape(shape), axes=axes).real
+
+
+class Sea(Tea):
+    """TeaCache's sum with the identity as polynomial, of the filtered signal; also in the forced steps."""
+
+    def __init__(
+        self, sigmas: list[float], exponent: float, threshold: float, forced: set[int], most: int | None = None
+    ) -> None:
+        super().__init__([1.0, 0.0], threshold, forced, most=most)
+        self.sigmas, self.exponent = sigmas, exponent
+
+    def look(self, step: int, signal: Array, axes: tuple[int, ...]) -> bool:
+        return self.compute(step, sea_filter(signal, axes, self.sigmas[step], self.exponent))
+
+
 class Magnitude:
     """MagCache's online rule: the drift of the accumulated ratio, a window in front, a limit of reuses."""
 

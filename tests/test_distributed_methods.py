@@ -19,6 +19,7 @@ FAST = [[0.08, 6], [0.16, 5], [0.24, 4], [0.32, 3], [0.40, 2]]
 CASES: dict[str, dict[str, Any]] = {
     "teacache": {"threshold": 0.15, "signal": "modulated"},
     "custom": {"threshold": 0.15, "signal": "modulated"},
+    "seacache": {"threshold": 0.12, "grid": [3, 4]},
     "adacache": {"codebook": FAST, "otherwise": 1},
     "first_block": {"threshold": 0.06},
     "first_block previous": {"threshold": 0.02, "compare": "previous"},
@@ -27,6 +28,9 @@ CASES: dict[str, dict[str, Any]] = {
     "dynamic_block parity": {"threshold": 0.02, "parity": True},
     "easycache": {"threshold": 0.05, "warmup_steps": 3},
 }
+
+GATHERS = ("seacache",)  # a filter over the tokens needs all of them
+ALONE = {"seacache": {"grid": [3, 2]}}  # what a rank would believe that has half of the tokens
 
 
 def inputs_of(rank: int | None, seed: int = 1) -> list[Inputs]:
@@ -39,9 +43,9 @@ def inputs_of(rank: int | None, seed: int = 1) -> list[Inputs]:
     return rows
 
 
-def generate(case: str, group: Any, rows: dict[str, list[Inputs]]) -> dict[str, Outcome]:
+def generate(case: str, group: Any, rows: dict[str, list[Inputs]], **options: Any) -> dict[str, Outcome]:
     method, blocks = case.split()[0], 1 if case == "easycache" else BLOCKS
-    agent = agent_of(method, STEPS, blocks, options=CASES[case], process_group=group)
+    agent = agent_of(method, STEPS, blocks, options={**CASES[case], **options}, process_group=group)
     return drive(agent, make_model(blocks), rows)
 
 
@@ -89,8 +93,10 @@ def worker(rank: int, folder: str) -> None:
                 shared = generate(case, both, {"cond": inputs_of(rank)})
             names = {name for name, _, _ in calls.seen}
             elsewhere = sum(group is not both for _, group, _ in calls.seen)
-            traffic = {"names": sorted(names), "calls": len(calls.seen), "elsewhere": elsewhere}
-            traffic["largest"] = max(size for _, _, size in calls.seen)
+            reduces = [name for name, _, _ in calls.seen if name == "all_reduce"]
+            traffic = {"names": sorted(names), "calls": len(reduces), "elsewhere": elsewhere}
+            traffic["gathers"] = len(calls.seen) - len(reduces)
+            traffic["largest"] = max(size for name, _, size in calls.seen if name == "all_reduce")
             pair = generate(case, both, {"cond": inputs_of(rank), "uncond": inputs_of(rank, 5)})
             broken = inputs_of(rank)
             if rank:
@@ -100,7 +106,7 @@ def worker(rank: int, folder: str) -> None:
                 "pair": record(pair),
                 "broken": record(generate(case, both, {"cond": broken})),
                 "traffic": traffic,
-                "alone": generate(case, None, {"cond": inputs_of(rank)})["cond"].ran,
+                "alone": generate(case, None, {"cond": inputs_of(rank)}, **ALONE.get(case, {}))["cond"].ran,
             }
     Path(folder, f"rank{rank}").write_text(json.dumps(found))
     dist.barrier()
@@ -151,7 +157,8 @@ def test_one_small_all_reduce_a_step_on_the_given_group(ranks, case):
     sums = 2 * BLOCKS if case == "dynamic_block" else 4
     for rank in ranks:
         traffic = rank[case]["traffic"]
-        assert traffic["names"] == ["all_reduce"]
+        assert traffic["names"] == (["all_gather", "all_reduce"] if case in GATHERS else ["all_reduce"])
+        assert traffic["gathers"] <= STEPS
         assert traffic["elsewhere"] == 0
         assert 0 < traffic["calls"] <= reads * (STEPS - 1)
         assert traffic["largest"] <= sums

@@ -34,6 +34,7 @@ SIGNALS = {
     "teacache": {"threshold": 0.12},
     "teacache modulated": {"threshold": 0.12, "signal": "modulated"},
     "custom": {"threshold": 0.12},
+    "seacache": {"threshold": 0.2, "signal": "latents", "sigmas": [0.5] * STEPS},
     "adacache": {"codebook": FAST, "otherwise": 2},
     "adacache motion": {"codebook": FAST, "motion": True, "frame_tokens": 2, "motion_scale": 0.9},
     "easycache": {"warmup_steps": 3},
@@ -51,13 +52,16 @@ SCHEDULED = {
 ALL = {**SIGNALS, **PER_CALL, **SCHEDULED}
 
 
+FORWARD = ("easycache", "seacache")  # these skip whole forwards here
+
+
 def agent_for(case: str, **options: Any) -> CacheAgent:
     method = case.split()[0]
-    return agent_of(method, STEPS, 1 if method == "easycache" else BLOCKS, options={**ALL[case], **options})
+    return agent_of(method, STEPS, 1 if method in FORWARD else BLOCKS, options={**ALL[case], **options})
 
 
 def blocks_for(case: str, model: Any = MODEL) -> Any:
-    return model[:1] if case == "easycache" else model
+    return model[:1] if case in FORWARD else model
 
 
 def walk(seed: int, steps: int = STEPS, **changes: Any) -> list[Inputs]:

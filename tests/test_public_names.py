@@ -38,6 +38,7 @@ def test_public_names():
         "ParametersInvalid",
         "Report",
         "ReuseOptions",
+        "SeaCacheOptions",
         "StepRecord",
         "TaylorSeerOptions",
         "TeaCacheOptions",
@@ -49,7 +50,15 @@ def test_public_names():
         "run",
     ]
     assert all(hasattr(mindie_cache, name) for name in mindie_cache.__all__)
-    assert mindie_cache.ops.__all__ == ["Choice", "band_split", "combine", "explain", "low_pass", "relative_l1"]
+    assert mindie_cache.ops.__all__ == [
+        "Choice",
+        "axis_filter",
+        "band_split",
+        "combine",
+        "explain",
+        "low_pass",
+        "relative_l1",
+    ]
 
 
 def defaults(kind: type) -> dict[str, object]:
@@ -132,6 +141,7 @@ def parameters(function: object) -> str:
         (mindie_cache.run, "request=None"),
         (mindie_cache.branch, "name='cond', kw:step=None, kw:timestep=None"),
         (mindie_cache.forget_request, "request"),
+        (mindie_cache.ops.axis_filter, "x, gain, dims"),
         (mindie_cache.ops.band_split, "x, radius"),
         (mindie_cache.ops.combine, "snapshots, weights, reference=None"),
         (mindie_cache.ops.low_pass, "x, highest, dim"),

@@ -11,6 +11,7 @@ from mindie_cache import CacheConfig, ConfigError
 from mindie_cache.demo.attach import FORWARD, place
 from mindie_cache.errors import did_you_mean
 from mindie_cache.testbed.data import COLOURS, DIRECTIONS, SHAPES, make_prompt
+from mindie_cache.testbed.sampler import DEFAULT_SHIFT
 from mindie_cache.testbed.weights import CALIBRATION_PATH
 
 LEAST_STEPS = 4  # with fewer, no method has a step left to reuse
@@ -64,6 +65,7 @@ def default_settings(steps: int, blocks: int) -> list[Setting]:
     def setting(name: str, caption: str, *configs: CacheConfig) -> Setting:
         return Setting(name, caption, steps, configs)
 
+    latents = {"signal": "latents", "order": 1, "max_skip_steps": 4, "sigma_shift": DEFAULT_SHIFT}
     rates = [[1.2, 3], [2.4, 2]]
     gentle = blocks_every(third, 2, margin=min(1, (blocks - 1) // 2))
     faster = on_blocks("fastercache", reuse_from=early + 3)
@@ -77,6 +79,7 @@ def default_settings(steps: int, blocks: int) -> list[Setting]:
         setting("adastep", "even steps, two in a row", on_forward("adastep", skip_thr=0.015, max_skip_steps=2)),
         setting("teacache", "time embedding", on_blocks("teacache", threshold=0.06, preset=numbers)),
         setting("custom", "teacache, and a line", on_blocks("custom", threshold=0.06, preset=numbers)),
+        setting("seacache", "latents without their noise", on_forward("seacache", threshold=0.25, **latents)),
         setting("magcache", "magnitude table", on_blocks("magcache", threshold=0.06, max_skip_steps=4, preset=numbers)),
         setting("ada_taylor", "magcache, and a line", on_blocks("ada_taylor", threshold=0.06, preset=numbers)),
         setting("taylorseer", "every 2nd step, a line", on_blocks("taylorseer", interval=2, warmup_steps=early, lite=True)),

@@ -9,6 +9,7 @@ from mindie_cache.policies.easycache import EasyCache
 from mindie_cache.policies.reference import Reference
 from mindie_cache.policies.residual_change import ResidualChange
 from mindie_cache.policies.schedule import PerBranch, Schedule, interval
+from mindie_cache.policies.seacache import SeaCache
 from mindie_cache.policies.teacache import TeaCache
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Reference",
     "ResidualChange",
     "Schedule",
+    "SeaCache",
     "Signal",
     "TeaCache",
     "interval",
