@@ -7,9 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mindie_cache.errors import ConfigError, ParametersInvalid
+from mindie_cache.errors import CacheError, ConfigError
 from mindie_cache.version import __version__
+
+if TYPE_CHECKING:
+    from mindie_cache.calibration import Calibration
 
 EXIT_OK, EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED = 0, 2, 130, 141
 
@@ -70,15 +74,26 @@ examples:
   mindie-cache presets FLUX.1-dev --json"""
 
 _CALIBRATE_TEXT = """\
-Measure the testbed, the small video model that is part of the package: how much the residual of its blocks grows from step
-to step, and how well the time embedding foretells that. The file is a preset for magcache, ada_taylor and teacache.
-For a model of your own use CacheConfig("calibrator", ...), see examples/calibrate_testbed.py."""
+Measure how much the residual of a model's blocks grows from step to step. The file is a preset for magcache and ada_taylor
+(with --signal also for teacache), made for your steps, schedule and resolution. Every step is computed.
+
+Without --model and --pipeline it measures the testbed, the small video model that is part of the package. With one of them
+it measures a pipeline of diffusers; both experts of Wan2.2 go into one file. Several prompts or seeds are generated one
+after the other and averaged. Everything here is also a class: mindie_cache.calibration.pipeline.PipelineCalibration."""
 _CALIBRATE_EXAMPLES = """\
-examples:
+--pipeline FILE.py:function is for pipelines that you load yourself. The function takes no arguments and returns a pipeline,
+or a pipeline and a dictionary of arguments for its calls.
+
+examples, the testbed:
   mindie-cache calibrate
   mindie-cache calibrate --steps 50 --shift 5 --out wan.json --plot wan.png
   mindie-cache calibrate --prompt "a cyan cross moving up" --seed 7 --seed 8
-  mindie-cache calibrate --format lightx2v --out lightx2v.json"""
+
+examples, pipelines:
+  mindie-cache calibrate --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --steps 50 --shift 8 --out wan.json
+  mindie-cache calibrate --model /data/Qwen-Image-Edit --image cat.png --prompt "put a hat on the cat" --steps 40
+  mindie-cache calibrate --model /data/Wan2.2 --height 480 --width 832 --frames 81 --call guidance_scale_2=3 --offload
+  mindie-cache calibrate --pipeline mine.py:load --steps 30 --prompt-file prompts.txt --format lightx2v --out mag.json"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, e.g. `| head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered must not fail at exit
         return EXIT_PIPE_CLOSED
-    except (ConfigError, ParametersInvalid, OSError) as error:
+    except (CacheError, OSError) as error:
         print("mindie-cache: error:", " ".join(str(error).split()), file=sys.stderr)  # messages of parsers span lines
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
@@ -145,16 +160,21 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "calibrate",
-        help="measure the small video model: a preset file for magcache, ada_taylor and teacache",
+        help="measure a model: a preset file for magcache and ada_taylor",
         description=_CALIBRATE_TEXT,
         epilog=_CALIBRATE_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add, out = parser.add_argument, Path("out/calibration.json")
-    add("--steps", type=int, default=30, metavar="N", help="denoising steps (default: 30)")
-    add("--shift", type=float, default=3.0, metavar="X", help="sigma shift of the schedule (default: 3)")
-    add("--guidance", type=float, default=2.0, metavar="X", help="guidance scale (default: 2)")
-    add("--prompt", action="append", metavar="TEXT", help="what to generate; repeat for several (default: a mix of six)")
+    add("--steps", type=int, metavar="N", help="denoising steps (default: 30, or the pipeline's own number)")
+    add("--shift", type=float, metavar="X", help="sigma shift of the schedule (default: 3, or the pipeline's own)")
+    add("--guidance", type=float, metavar="X", help="guidance scale (default: 2, or the pipeline's own)")
+    add(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="what to generate; repeat for several (default: a mix of six, or one)",
+    )
     add(
         "--seed",
         type=int,
@@ -166,7 +186,27 @@ def _add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     add("--out", type=Path, default=out, metavar="FILE", help=f"where it goes (default: {out})")
     add("--plot", type=Path, metavar="FILE.png", help="also draw the curves (needs matplotlib)")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, npu, npu:0 (default: auto, the best)")
+    _add_pipeline(parser)
     parser.set_defaults(run=_calibrate)
+
+
+def _add_pipeline(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("a pipeline of diffusers")
+    add = group.add_argument
+    source = group.add_mutually_exclusive_group()
+    source.add_argument("--model", metavar="DIR", help="folder or repository of the pipeline")
+    source.add_argument("--pipeline", metavar="FILE.py:function", help="a function that returns the pipeline")
+    add("--name", metavar="NAME", help="what the file calls the model (default: the folder's, or the pipeline's name)")
+    add("--dtype", choices=("bf16", "fp16", "fp32"), help="of --model's weights (default: bf16, on the CPU fp32)")
+    add("--offload", action="store_true", help="keep components on the CPU until they are needed")
+    add("--prompt-file", type=Path, metavar="FILE", help="more prompts, one a line")
+    add("--negative-prompt", metavar="TEXT", help="what not to generate")
+    add("--height", type=int, metavar="N", help="pixels (default: the pipeline's)")
+    add("--width", type=int, metavar="N", help="pixels (default: the pipeline's)")
+    add("--frames", type=int, metavar="N", help="of a video (default: the pipeline's)")
+    add("--image", type=Path, action="append", metavar="FILE", help="picture to edit or to start from; repeatable")
+    add("--call", action="append", metavar="NAME=VALUE", help="any other argument of the pipeline's call; repeatable")
+    add("--signal", metavar="NAME", help="also fit TeaCache's polynomial: temb, modulated, or an argument of the blocks")
 
 
 def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -220,28 +260,81 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
-    from mindie_cache import device, testbed
     from mindie_cache.calibration import files, show
-    from mindie_cache.calibration.testbed import DEFAULT_PROMPTS, TestbedCalibration
 
     if arguments.plot:
         show.check_plot()
         files.prepare(arguments.plot)
-    run = TestbedCalibration(
-        out=arguments.out,
-        prompts=tuple(arguments.prompt or DEFAULT_PROMPTS),
-        seeds=tuple(arguments.seed or (0,)),
-        steps=arguments.steps,
-        shift=arguments.shift,
-        guidance=arguments.guidance,
-        format=arguments.format,
-    )
-    calibration = run.run(testbed.load_testbed(device.resolve(arguments.device)), progress=True)
+    is_pipeline = bool(arguments.model or arguments.pipeline)
+    calibration = _calibrate_pipeline(arguments) if is_pipeline else _calibrate_testbed(arguments)
     print(show.summary(calibration))
     if arguments.plot:
         show.plot(calibration, arguments.plot)
         print(f"\nthe curves are in {arguments.plot}")
-    print("\n" + show.usage(calibration, arguments.out, arguments.format))
+    if is_pipeline and arguments.format != "lightx2v":
+        from mindie_cache.calibration.pipeline import usage
+
+        print("\n" + usage(calibration, arguments.out))
+    else:
+        print("\n" + show.usage(calibration, arguments.out, arguments.format))
+
+
+_PIPELINE_ONLY = (
+    *("name", "dtype", "offload", "prompt_file", "negative_prompt", "height", "width", "frames"),
+    *("image", "call", "signal"),
+)
+
+
+def _calibrate_testbed(arguments: argparse.Namespace) -> Calibration:
+    from mindie_cache import device, testbed
+    from mindie_cache.calibration.testbed import DEFAULT_PROMPTS, TestbedCalibration
+
+    misplaced = [name for name in _PIPELINE_ONLY if getattr(arguments, name)]
+    if misplaced:
+        flag = misplaced[0].replace("_", "-")
+        raise ConfigError(f"--{flag} is for a pipeline, but this measures the testbed. Add --model or --pipeline.")
+    given = {name: getattr(arguments, name) for name in ("steps", "shift", "guidance")}
+    run = TestbedCalibration(
+        out=arguments.out,
+        prompts=tuple(arguments.prompt or DEFAULT_PROMPTS),
+        seeds=tuple(arguments.seed or (0,)),
+        format=arguments.format,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    return run.run(testbed.load_testbed(device.resolve(arguments.device)), progress=True)
+
+
+def _calibrate_pipeline(arguments: argparse.Namespace) -> Calibration:
+    from mindie_cache import device
+    from mindie_cache.calibration import files, loading
+    from mindie_cache.calibration.pipeline import PipelineCalibration
+
+    files.prepare(arguments.out)
+    prompts = [*(arguments.prompt or ()), *(loading.lines(arguments.prompt_file) if arguments.prompt_file else ())]
+    call = loading.assignments(arguments.call or ())
+    sizes = {"height": arguments.height, "width": arguments.width, "num_frames": arguments.frames}
+    sizes["negative_prompt"] = arguments.negative_prompt
+    sizes["image"] = loading.pictures(arguments.image) if arguments.image else None
+    where = device.resolve(arguments.device)
+    if arguments.model:
+        loaded = loading.from_pretrained(arguments.model, where, arguments.dtype, arguments.offload)
+    elif arguments.dtype:
+        raise ConfigError("--dtype is for --model: the function of --pipeline chooses the dtype itself. Leave it out.")
+    else:
+        loaded = loading.from_file(arguments.pipeline, where, arguments.offload)
+    run = PipelineCalibration(
+        name=arguments.name or loaded.name,
+        steps=arguments.steps,
+        prompts=tuple(prompts),
+        seeds=tuple(arguments.seed or (0,)),
+        call={**loaded.call, **{name: value for name, value in sizes.items() if value is not None}, **call},
+        shift=arguments.shift,
+        guidance=arguments.guidance,
+        out=arguments.out,
+        format=arguments.format,
+        signal=arguments.signal,
+    )
+    return run.run(loaded.pipe, progress=True)
 
 
 def _doctor(arguments: argparse.Namespace) -> None:

@@ -67,6 +67,8 @@ class Attachment:
         self._generations: WeakKeyDictionary[Run, Generation] = WeakKeyDictionary()
         self._latest: Any = None
         self._warn = WarnOnce()
+        self._rises = type(self.model).__name__ in RISING
+        self._lone_steps = 0  # generations in a row that ended after one step, because the timestep rose
 
     def _patches(self, site: Site) -> list[Patch]:
         found: list[Patch] = [ModelPatch(self.model, self)]
@@ -145,7 +147,7 @@ class Attachment:
         """The generation and the track of a forward; no track if it has to be computed without one."""
         scope = current_scope()
         run = scope.run_of(self)
-        sight = look(values, scope, self._pipe, type(self.model).__name__ in RISING)
+        sight = look(values, scope, self._pipe, self._rises)
         generation = self._generations.get(run)
         branch = generation.branch_of(sight) if generation is not None else None
         if generation is None or generation.ended(sight, branch):
@@ -172,6 +174,7 @@ class Attachment:
             )
         old = self._generations.get(run)
         if old is not None:
+            sight = self._learn(old, sight)
             old.release(None)
             run.leave(old)
         engine = self._engine(steps)
@@ -179,6 +182,14 @@ class Attachment:
         self._generations[run] = self._latest = generation
         run.join(generation)
         return generation
+
+    def _learn(self, old: Generation, sight: Sight) -> Sight:
+        """Of a model whose timestep rises every step looks like a new generation: learned after three of them."""
+        self._lone_steps = self._lone_steps + 1 if old.is_outdone(sight) else 0
+        if self._lone_steps < 3 or sight.timestep is None:
+            return sight
+        self._rises, self._lone_steps = not self._rises, 0
+        return sight._replace(timestep=-sight.timestep)
 
     def _configs(self, steps: int) -> Any:
         return self.config if steps == self.config.steps_count else self.wish.config(self.scope.calls_count, steps)
@@ -245,7 +256,7 @@ class Attachment:
         return twin
 
 
-_OF_THIS_PROCESS = {"_engines", "_generations", "_latest", "_warn", "_bypassed"}
+_OF_THIS_PROCESS = {"_engines", "_generations", "_latest", "_warn", "_rises", "_lone_steps", "_bypassed"}
 
 
 def _parameters(model: nn.Module) -> tuple[str, ...]:

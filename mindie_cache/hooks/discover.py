@@ -51,6 +51,8 @@ def block_lists(model: nn.Module) -> list[BlockList]:
 
 
 def _is_block(module: nn.Module) -> bool:
+    if _ATTENTION.search(type(module).__name__):  # added between blocks, not one of them
+        return False
     matrices = [parameter for parameter in module.parameters() if parameter.dim() >= 2]
     return len(matrices) >= _MATRICES and type(module).forward is not nn.Module.forward
 

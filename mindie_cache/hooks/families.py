@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # Parts of the names of block lists that prepare a stream or a control signal; they are computed in every step.
-AUXILIARY = ("refiner", "vace", "text_", "txt_", "controlnet", "decoders")
+AUXILIARY = ("refiner", "vace", "text_", "txt_", "controlnet")
 
 # Arguments under which transformers pass the time embedding to their blocks, the usual name first.
 TIME_EMBEDDINGS = (
@@ -16,16 +16,23 @@ TIME_EMBEDDINGS = (
 )
 
 # Arguments under which transformers are given the latents, the usual name first.
-LATENTS = ("hidden_states", "x", "latents", "sample", "vision_tokens")
-TIMESTEPS = ("timestep", "timesteps", "t", "vision_timesteps")
+LATENTS = ("hidden_states", "x", "latents", "sample", "vision_tokens", "local_latents", "decoder_input_tokens")
+TIMESTEPS = ("timestep", "timesteps", "t", "vision_timesteps", "bb_ca_time", "decoder_noise_time")
 
-# Transformers whose timestep rises during sampling, because it is 1 - t.
+# Transformers whose timestep rises during sampling, because it is 1 - t. Others are recognised after a few steps.
 RISING = frozenset(
-    {"ZImageTransformer2DModel", "Lumina2Transformer2DModel", "LuminaNextDiT2DModel", "OmniGenTransformer2DModel"}
+    {
+        *("ZImageTransformer2DModel", "Lumina2Transformer2DModel", "LuminaNextDiT2DModel", "OmniGenTransformer2DModel"),
+        *("Ideogram4Transformer2DModel", "LongCatAudioDiTTransformer", "MiniMaxMusic3Transformer1DModel"),
+        "RFD4ProteinaTransformer",
+    }
 )
 
 # Transformers whose lists take turns block by block: every block is a region of its own.
 INTERLEAVED = frozenset({"LatteTransformer3DModel"})
+
+# Transformers whose last blocks start again from other streams: the attribute that counts these blocks.
+RESTARTS = {"MotifVideoTransformer3DModel": "num_decoder_layers"}
 
 # Streams of blocks whose `forward` does not return its parameters under their names, in the order of the outputs.
 STREAMS: dict[str, tuple[str, ...]] = {

@@ -70,6 +70,11 @@ class Generation(Session):
             return sight.timestep > last.timestep or (sight.timestep < last.timestep and is_done)
         return branch in self._calls and is_done
 
+    def is_outdone(self, sight: Sight) -> bool:
+        """Whether this generation had one step only, and the next one begins at a higher timestep."""
+        last = self._last.timestep
+        return self.step == 0 and last is not None and sight.timestep is not None and sight.timestep > last
+
     def _told_by_position(self, sight: Sight) -> bool:
         """Whether the scheduler's index tells the step; not if the timestep moves while it stands still."""
         last = self._last

@@ -26,21 +26,33 @@ class Patch:
         self.module = module
         self.owner = owner
         self.name = name
-        self.active = True
-        self.own: Any = vars(module).get(name)  # what another library has put there before
-        self.original: Callable[..., Any] = self.own or MethodType(getattr(type(module), name), module)
+        self.active = False
+        self.own: Any = None  # what was in its place before
+        self.original: Callable[..., Any] = self._plain()
+
+    def _plain(self) -> Callable[..., Any]:
+        return self.own or MethodType(getattr(type(self.module), self.name), self.module)
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:  # for inspect.signature
+        return self.original
 
     def install(self) -> None:
-        vars(self.module)[self.name] = self
+        holder, key = _innermost(self.module, self.name)
+        self.own = holder.get(key)
+        self.original = self._plain()
+        holder[key] = self
+        self.active = True
 
     def remove(self) -> None:
         """Put back what was there; if another library has wrapped this since, only forward from now on."""
         self.active = False
-        if vars(self.module).get(self.name) is self:
-            if self.own is None:
-                del vars(self.module)[self.name]
-            else:
-                vars(self.module)[self.name] = self.own
+        for holder, key in _places(self.module, self.name):
+            if holder[key] is self:
+                if self.own is None and key == self.name and holder is vars(self.module):
+                    del holder[key]
+                else:
+                    holder[key] = self.original
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """In a copy of the whole model, its patch; in a copy of a part, the plain method of that copy."""
@@ -58,13 +70,30 @@ class Patch:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.original = self.own or MethodType(getattr(type(self.module), self.name), self.module)
+        self.original = self._plain()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
 
 _DERIVED = {"original"}
+
+
+def _places(module: nn.Module, name: str) -> list[tuple[dict[str, Any], str]]:
+    """Where a method of an instance is kept: by itself, or by the hooks of accelerate and diffusers around it."""
+    found = [(vars(module), name)]
+    if name == "forward":
+        found.append((vars(module), "_old_forward"))
+        references = getattr(vars(module).get("_diffusers_hook"), "_fn_refs", ())
+        found += [(vars(reference), key) for reference in references for key in ("forward", "original_forward")]
+    return [(holder, key) for holder, key in found if holder.get(key) is not None]
+
+
+def _innermost(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """Where a patch belongs: in the place of the module's own method, below hooks that move its weights. They remove and
+    renew themselves after a generation or when an adapter is loaded, and put back what they found below."""
+    own = MethodType(getattr(type(module), name), module)
+    return next(((holder, key) for holder, key in _places(module, name) if holder[key] == own), (vars(module), name))
 
 
 class ContextPatch(Patch):

@@ -14,7 +14,7 @@ from mindie_cache.config import CacheConfig
 from mindie_cache.errors import ConfigError
 from mindie_cache.history import Features
 from mindie_cache.hooks.discover import BlockList, Part, attentions, feed_forwards, main_lists
-from mindie_cache.hooks.families import INTERLEAVED, TIME_EMBEDDINGS
+from mindie_cache.hooks.families import INTERLEAVED, RESTARTS, TIME_EMBEDDINGS
 from mindie_cache.hooks.signatures import Form, ModuleStreams, form_of
 from mindie_cache.hooks.wish import Wish
 from mindie_cache.methods.base import Recipe
@@ -68,6 +68,10 @@ def scope_of(
         forms = tuple([form_of(block, streams) for block in found])
         interleaved = type(model).__name__ in INTERLEAVED
         spans = [Span(i, i + 1) for i in range(len(found))] if interleaved else _joined(lists, forms)
+        restarted = getattr(model, RESTARTS.get(type(model).__name__, ""), 0)
+        if restarted:
+            last = spans.pop()
+            spans += [Span(last.start, last.stop - restarted), Span(last.stop - restarted, last.stop)]
         return Scope(BLOCKS, blocks=found, forms=forms, spans=tuple(spans), named=named)
     wanted = _option(options, "kind")
     parts = feed_forwards(lists) if wanted == "mlp" else attentions(lists)
@@ -145,7 +149,7 @@ def fitted(recipe: Recipe, scope: Scope) -> Recipe:
     assert isinstance(site, BlockSpans | EachBlock | EachCall)
     first = site.spans[0].start if isinstance(site, BlockSpans) and site.spans else 0
     signal = recipe.signal
-    if isinstance(signal, Argument) and signal.name not in scope.forms[first].parameters:
+    if isinstance(signal, Argument) and (signal.name == "temb" or signal.name not in scope.forms[first].parameters):
         signal = TimeEmbedding(scope.forms[first].parameters)
     return replace(recipe, site=site, streams=RegionStreams(scope.forms), signal=signal, probe=_probe(recipe.probe, scope))
 

@@ -19,7 +19,8 @@ from mindie_cache.clock import Scope
 from mindie_cache.hooks.families import LATENTS, TIMESTEPS
 from mindie_cache.steps import DEFAULT_BRANCH
 
-_CONDITION = re.compile(r"encoder_hidden|prompt|text|cap_feats|class_labels|input_ids|pooled|llama|^y$|context|cond")
+_TEXT = re.compile(r"encoder_hidden|prompt|text|cap_feats|llama")
+_OTHER = re.compile(r"class_labels|input_ids|pooled|^y$|context|cond")  # only if there is no text
 _NO_CONDITION = re.compile(r"mask|lens|indexes|indices|token_tags")
 BOTH = "both"
 _SHOWN = {"cond_uncond": BOTH}  # diffusers' name of one batch with both branches
@@ -93,7 +94,7 @@ def look(values: Mapping[str, Any], scope: Scope, pipe: ref[Any] | None, rises: 
     steps = context.num_inference_steps if context is not None else None
     if steps is None and isinstance(timesteps, torch.Tensor):
         steps = len(timesteps) - begin
-    conditions = {} if branch is not None else dict(_conditions(values))
+    conditions = {} if branch is not None else _conditions(values)
     return Sight(branch, position, timestep, timesteps, begin, steps, conditions)
 
 
@@ -116,12 +117,14 @@ def host_value(timestep: Any) -> float | None:
     return float(timestep) if isinstance(timestep, int | float) else None
 
 
-def _conditions(values: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, value in values.items():
-        if _CONDITION.search(name) and not _NO_CONDITION.search(name) and name not in LATENTS:
-            first = value[0] if isinstance(value, list | tuple) and value else value
-            if isinstance(first, torch.Tensor):
-                yield name, first
+def _conditions(values: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    return _tensors(values, _TEXT) or _tensors(values, _OTHER)
+
+
+def _tensors(values: Mapping[str, Any], pattern: re.Pattern[str]) -> dict[str, torch.Tensor]:
+    names = [name for name in values if pattern.search(name) and not _NO_CONDITION.search(name) and name not in LATENTS]
+    firsts = {name: values[name][0] if isinstance(values[name], list | tuple) else values[name] for name in names}
+    return {name: first for name, first in firsts.items() if isinstance(first, torch.Tensor)}
 
 
 def same_condition(kept: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor]) -> bool | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .core import entry, fraction, level, moving, normal, padded, whole
+from .core import entry, level, moving, normal, padded, whole
 
 SHAPES = ((8, 8), (8, 12))  # rows and columns of latents; a patch is 2 x 2
 TEXT = 6
@@ -49,7 +49,7 @@ def _omnigen(batch: int = 1, size: int = 0, seed: int = 0, step: float = 0.0) ->
     mask[3:7, 3:7] = 1
     return {
         "hidden_states": moving(seed, step, batch, 4, rows, columns),
-        "timestep": level(batch, step),
+        "timestep": 1 - level(batch, step),
         "input_ids": whole(seed, "words", 40, batch, 10),
         "input_img_latents": [normal(seed, f"image {i}", 1, 4, 4, 4) for i in range(batch)],
         "input_image_sizes": {i: [[3, 7]] for i in range(batch)},
@@ -91,19 +91,6 @@ def _ideogram(batch: int = 1, size: int = 0, seed: int = 0, step: float = 0.0) -
         "position_ids": positions,
         "segment_ids": torch.ones(batch, TEXT + places, dtype=torch.long),
         "indicator": torch.tensor([3] * TEXT + [2] * places).expand(batch, -1),
-    }
-
-
-def _amused(batch: int = 1, size: int = 0, seed: int = 0, step: float = 0.0) -> dict[str, Any]:
-    """Image tokens, of which fewer and fewer are masked (token 32)."""
-    rows, columns = SHAPES[size]
-    tokens = whole(seed, "tokens", 32, batch, rows, columns)
-    order = whole(seed, "order", 1000, batch, rows, columns)
-    return {
-        "input_ids": torch.where(order < 1000 * fraction(step), 32, tokens),
-        "encoder_hidden_states": normal(seed, "text", batch, TEXT, 24),
-        "pooled_text_emb": normal(seed, "pooled", batch, 20),
-        "micro_conds": torch.tensor([[64.0, 64.0, 0.0, 0.0, 6.0]] * batch),
     }
 
 
@@ -206,25 +193,5 @@ ENTRIES = (
         llm_features_dim=24,
         rope_theta=10000,
         mrope_section=(4, 2, 2),
-    ),
-    entry(
-        "UVit2DModel",
-        _amused,
-        denoised="input_ids",
-        hidden_size=32,
-        cond_embed_dim=20,
-        micro_cond_encode_dim=8,
-        micro_cond_embed_dim=40,
-        encoder_hidden_size=24,
-        vocab_size=33,
-        codebook_size=32,
-        in_channels=16,
-        block_out_channels=32,
-        num_res_blocks=1,
-        block_num_heads=2,
-        num_hidden_layers=5,
-        num_attention_heads=2,
-        intermediate_size=64,
-        sample_size=8,
     ),
 )
