@@ -294,8 +294,8 @@ def test_a_table_of_another_length_is_resampled_and_the_last_step_computed(steps
     if steps > 1:
         assert fitted[1:] == pytest.approx([0.97 ** (49 / (steps - 1))] * (steps - 1))
         assert set(resample(ratios, steps, "nearest")) <= {1.0, 0.97}
-    agent = agent_of("magcache", steps, 1, options={"cond_ratios": ratios})
     with quiet():
+        agent = agent_of("magcache", steps, 1, options={"cond_ratios": ratios})
         assert drive(agent, MODEL[:1], {"cond": walk(1, steps=steps)})["cond"].marks[-1] == "#"
 
 
