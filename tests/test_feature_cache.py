@@ -52,7 +52,8 @@ def test_the_contract():
 
 
 def test_a_second_generation_without_reset_starts_afresh():
-    """TeleFuser's counter runs past the plan and everything is skipped (T1)."""
+    """TeleFuser's counter runs past the plan and everything is skipped (T1), also when its object stays on the model after
+    caching was switched off (T6)."""
     cache = magcache()
     for _ in range(3):
         assert drive(cache) == ["#..#..#..#.#"] * 2
