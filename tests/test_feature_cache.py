@@ -107,6 +107,19 @@ def test_one_branch_alone_and_a_branch_that_sits_out():
     assert marks == "#.#.."  # steps 4 to 8: nothing kept at 4, planned at 6
 
 
+def test_a_branch_that_missed_the_last_computed_step_is_refreshed():
+    """It would go on with a feature that the other branch has replaced since."""
+    cache, marks = create_feature_cache("teacache", num_inference_steps=STEPS, threshold=0.5), {True: "", False: ""}
+    for step in range(STEPS):
+        signal, x = torch.full((2,), 1.0 if step < 4 else 9.0), torch.zeros(2)  # changes at step 4 only
+        for is_cond in (True, False) if not 3 <= step < 6 else (True,):
+            compute = cache.should_compute(is_cond, signal=signal)
+            if compute:
+                cache.update(x + step, x, is_cond)
+            marks[is_cond] += "#" if compute else "."
+    assert marks == {True: "#...#......#", False: "#..#....#"}
+
+
 def test_threads_and_requests_do_not_mix():
     """One object per model, several requests at once: TeleFuser's counters corrupt each other (T14)."""
     cache, outcomes = magcache(), []
