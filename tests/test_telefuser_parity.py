@@ -1,4 +1,4 @@
-"""AdaTaylorCache against its published rule, restated here: plan, gaps, fallback and numbers, for every table, behind the verbs."""
+"""AdaTaylorCache against its published rule, restated here: plan, gaps, fallback and numbers, for every table."""
 
 from __future__ import annotations
 
