@@ -11,7 +11,6 @@ x is what enters the cached part of the model, out what leaves it. Decisions, pr
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,6 +21,7 @@ from mindie_cache.calibration import Calibration
 from mindie_cache.checks import whole
 from mindie_cache.clock import current_scope
 from mindie_cache.config import CacheConfig
+from mindie_cache.contract import BaseFeatureCache, NoOpCache
 from mindie_cache.engine import Engine
 from mindie_cache.errors import ConfigError, ParametersInvalid, WarnOnce
 from mindie_cache.history import own
@@ -33,52 +33,7 @@ from mindie_cache.sessions import Session
 from mindie_cache.sites import BlockRange, EachCall
 from mindie_cache.steps import Run
 
-
-class BaseFeatureCache(ABC):
-    """What a model's forward calls. `is_cond` tells the conditioning branch: True "cond", False "uncond"."""
-
-    @abstractmethod
-    def should_compute(self, is_cond: bool, signal: torch.Tensor | None = None) -> bool:
-        """Begin the next step of this branch and decide about it. Call it once per branch and step, before the others.
-
-        Args:
-            is_cond: the branch.
-            signal: what the method looks at, e.g. the time embedding; only for methods that decide from data.
-        """
-
-    @abstractmethod
-    def update(
-        self, output: torch.Tensor, ori_input: torch.Tensor, is_cond: bool, observed: torch.Tensor | None = None
-    ) -> None:
-        """After a computed step: give what left the cached part, and what entered it (unchanged).
-
-        Args:
-            output, ori_input: tensors of one shape.
-            is_cond: the branch.
-            observed: what the method looks at in computed steps, e.g. the attention residual of adacache.
-        """
-
-    @abstractmethod
-    def approximate(self, input: torch.Tensor, is_cond: bool) -> torch.Tensor:  # noqa: A002 - the published name
-        """At a skipped step: return the estimate of the output for `input`, as a new tensor. Changes nothing."""
-
-    def reset(self) -> None:  # noqa: B027 - optional
-        """Forget everything: the next `should_compute` begins a generation."""
-
-
-class NoOpCache(BaseFeatureCache):
-    """Computes always."""
-
-    def should_compute(self, is_cond: bool, signal: torch.Tensor | None = None) -> bool:
-        return True
-
-    def update(
-        self, output: torch.Tensor, ori_input: torch.Tensor, is_cond: bool, observed: torch.Tensor | None = None
-    ) -> None:
-        """Nothing is kept."""
-
-    def approximate(self, input: torch.Tensor, is_cond: bool) -> torch.Tensor:  # noqa: A002 - the published name
-        return input
+__all__ = ["BaseFeatureCache", "FeatureCache", "NoOpCache"]
 
 
 class FeatureCache(BaseFeatureCache):
@@ -89,13 +44,13 @@ class FeatureCache(BaseFeatureCache):
 
     Args:
         config: its `blocks_count` does not matter, because the cached part is one call.
-        init_step: the first step of this object: where the second of two experts takes over.
+        init_step: the first step of this object: where the second of two experts takes over. Before the last step.
         process_group: of the ranks that share the tensors, see `CacheAgent`.
     """
 
     def __init__(self, config: CacheConfig, *, init_step: int = 0, process_group: Any = None):
         self.config = config.validated()
-        whole("init_step", init_step, 0)
+        whole("init_step", init_step, 0, self.config.steps_count - 1)  # from there on nothing would ever be a step
         method = METHODS[config.method]
         recipe = method.build(self.config)
         if not isinstance(recipe.site, BlockRange | EachCall) and not recipe.policy.per_call:
@@ -133,6 +88,7 @@ class FeatureCache(BaseFeatureCache):
         if self._note:
             return
         track, lane = self._current(is_cond)
+        _check_tensors("update", output=output, ori_input=ori_input)
         if output.shape != lane.shape:
             lane.history.clear()  # what is kept does not fit any more; the steps go on
             lane.shape = output.shape
@@ -153,6 +109,7 @@ class FeatureCache(BaseFeatureCache):
         if self._note:
             return input
         track, lane = self._current(is_cond)
+        _check_tensors("approximate", input=input)
         if not lane.history.steps:
             self._warn("no data", "approximate was called before any update of this branch: the input is returned.")
             return input
@@ -195,7 +152,7 @@ class FeatureCache(BaseFeatureCache):
 
     def _begin(self, is_cond: bool) -> Track:
         """The track of this branch at its next step; a new generation after the last one."""
-        run, branch = self._run(), "cond" if is_cond else "uncond"
+        run, branch = self._run(), _branch(is_cond)
         session = self._sessions.get(run)
         step = session.steps.begin(branch) if session else self.config.steps_count
         if session is None or step >= self.config.steps_count:
@@ -213,7 +170,7 @@ class FeatureCache(BaseFeatureCache):
         return track
 
     def _current(self, is_cond: bool) -> tuple[Track, Lane]:
-        session, branch = self._sessions.get(self._run()), "cond" if is_cond else "uncond"
+        session, branch = self._sessions.get(self._run()), _branch(is_cond)
         track = session.tracks.get(branch) if session else None
         if track is None:
             raise ParametersInvalid(
@@ -239,3 +196,19 @@ class FeatureCache(BaseFeatureCache):
                 "the gated attention residual of the middle block."
             )
         return output if observed is None else observed
+
+
+def _branch(is_cond: Any) -> str:
+    """The branch's name. A name in the place of the flag would be true, whichever it is."""
+    if isinstance(is_cond, str) or is_cond not in (True, False):
+        raise ParametersInvalid(f"is_cond={is_cond!r} must be True, for the conditional branch, or False.")
+    return "cond" if is_cond else "uncond"
+
+
+def _check_tensors(verb: str, **tensors: Any) -> None:
+    for name, value in tensors.items():
+        if not isinstance(value, torch.Tensor):
+            raise ParametersInvalid(
+                f"{verb}: {name} must be one tensor, but it is {type(value).__name__}. A second stream needs a cache of its "
+                "own, or CacheAgent.apply."
+            )

@@ -41,14 +41,14 @@ def read(path: str | PathLike[str], blocks_count: int | None = None) -> CacheCon
         values = parse_json(Path(path).read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ConfigError(f"a LightX2V configuration is an object of keys, but this is a {type(values).__name__}.")
-        return _config(values, blocks_count)
+        return _config(values, blocks_count, Path(path).stem)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except ValueError as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from None
 
 
-def _config(values: Keys, blocks_count: int | None) -> CacheConfig:
+def _config(values: Keys, blocks_count: int | None, title: str) -> CacheConfig:
     _refuse_misspelt(values)
     name = _selected(values)
     steps = _required(values, "infer_steps", name)
@@ -59,6 +59,10 @@ def _config(values: Keys, blocks_count: int | None) -> CacheConfig:
         whole("num_layers", layers, 1)
         blocks_count = layers * WAN_MODULES if name == "TaylorSeer" else layers
     whole("blocks_count", blocks_count, 1)
+    calibrates = values.get("magcache_calibration", False)  # LightX2V's default for HunyuanVideo-1.5 is true
+    flag("magcache_calibration", calibrates)
+    if name == "Mag" and calibrates:
+        return CacheConfig("calibrator", blocks_count, steps, options=_calibrator(values, title)).validated()
     return CacheConfig(method, blocks_count, steps, **build(values, name)).validated()
 
 
@@ -134,14 +138,16 @@ def _tea(values: Keys, name: str) -> Fields:
     return {"options": {**options, "warmup_steps": _RET_STEPS if ret_steps else 1}}
 
 
+def _calibrator(values: Keys, title: str) -> Fields:
+    """What the file says about the run becomes the provenance. Nothing is written unasked: save agent.calibration()."""
+    named = {option: values[key] for key, option in _PROVENANCE.items() if values.get(key) is not None}
+    return {"model_name": title, "format": "lightx2v", **named}
+
+
+_PROVENANCE = {"transformer_model_name": "model_name", "sample_shift": "sigma_shift", "sample_guide_scale": "guidance_scale"}
+
+
 def _mag(values: Keys, name: str) -> Fields:
-    calibration = values.get("magcache_calibration", False)
-    flag("magcache_calibration", calibration)
-    if calibration:
-        raise ConfigError(
-            "magcache_calibration=true measures and caches nothing. Measure with CacheConfig('calibrator', ...), then set "
-            "it to false, with the magcache_ratios that were measured."
-        )
     ratios = _required(values, "magcache_ratios", name)
     if not isinstance(ratios, list) or len(ratios) != 2 or not all(isinstance(item, list) for item in ratios):
         raise ConfigError("magcache_ratios must be two lists, [[cond], [uncond]], one number a step in each.")

@@ -18,8 +18,9 @@ _BLOCKS = 16  # of the configuration; behind the three verbs the cached part is 
 class AdaTaylorCache(FeatureCache):
     """TeleFuser's AdaTaylorCache: a magnitude table decides, a Taylor ladder estimates.
 
-    By default with TeleFuser's numbers: the table resampled by nearest pick, the published ladder. The better mode is
-    ``resampling="product", ladder="newton"``, see docs/methods.md for the difference.
+    By default with TeleFuser's numbers: the table resampled by nearest pick, the published ladder. For tables of other
+    lengths ``resampling="product"`` is better, ``ladder="newton"`` is exact on unequal gaps; docs/methods.md has what they
+    measured.
 
     Args:
         model_type: name of a preset, or path of a calibration file (.json).

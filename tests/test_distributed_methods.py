@@ -133,6 +133,7 @@ def compare(found: list[dict[str, Any]], whole: dict[str, Outcome]) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_decide_as_one_process_does_on_the_whole(ranks, case):
+    """[L6] There each rank looks at its shard alone, may decide by itself, and hangs in the next collective."""
     with quiet():
         whole = generate(case, None, {"cond": inputs_of(None)})
     assert "." in whole["cond"].marks

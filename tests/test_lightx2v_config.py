@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from mindie_cache import CacheConfig, ConfigError
+from mindie_cache import CacheAgent, CacheConfig, ConfigError
 from mindie_cache.recipes import METHODS
 
 FILES = Path(__file__).parent / "data" / "lightx2v"  # folders of the original's configs/ are joined by two underscores
@@ -99,15 +100,15 @@ EXPECTED = {  # file: method, blocks_count, steps_count, options
     "platforms__intel_xpu__wan_t2v_1_3_teacache": ("teacache", 1, 20, tea(0.26, I2V_480P, 5)),
     "bench__lightx2v_4": ("teacache", 1, 40, tea(0.2, I2V_480P_PLAIN, 1)),
 }
-CALIBRATIONS = {
-    "caching__magcache__wan_i2v_mag_calibration_480p",
-    "caching__magcache__wan_t2v_mag_calibration_1_3b",
-    "hunyuan_video_15__cache__hy_15_i2v_480p_magcache_calibration",
+CALIBRATIONS = {  # file: steps_count, model_name, sigma_shift, guidance_scale
+    "caching__magcache__wan_i2v_mag_calibration_480p": (40, "caching__magcache__wan_i2v_mag_calibration_480p", 5, 5),
+    "caching__magcache__wan_t2v_mag_calibration_1_3b": (50, "caching__magcache__wan_t2v_mag_calibration_1_3b", 8, 6),
+    "hunyuan_video_15__cache__hy_15_i2v_480p_magcache_calibration": (50, "480p_i2v", 5.0, 6.0),
 }
 
 
 def test_every_shipped_configuration_is_expected_here():
-    assert {file.stem for file in FILES.iterdir()} == set(EXPECTED) | CALIBRATIONS
+    assert {file.stem for file in FILES.iterdir()} == set(EXPECTED) | set(CALIBRATIONS)
     assert len(EXPECTED) + len(CALIBRATIONS) == 31
 
 
@@ -127,10 +128,30 @@ def test_shipped_configuration(name):
     METHODS[method].build(config)
 
 
-@pytest.mark.parametrize("name", sorted(CALIBRATIONS))
-def test_a_calibrating_configuration_is_sent_to_the_calibrator(name):
-    with pytest.raises(ConfigError, match=rf"{name}\.json: magcache_calibration=true .*calibrator"):
-        CacheConfig.from_lightx2v(FILES / f"{name}.json")
+@pytest.mark.parametrize("name", CALIBRATIONS)
+def test_L10_a_calibrating_configuration_measures_and_writes_nothing_unasked(name, tmp_path, monkeypatch):
+    """LightX2V writes three files to the working directory, and appends to its lists at every request."""
+    config = CacheConfig.from_lightx2v(FILES / f"{name}.json", 1)
+    steps, model, shift, guidance = CALIBRATIONS[name]
+    options = config.options
+    assert (config.method, config.steps_count, options.model_name) == ("calibrator", steps, model)
+    assert (options.sigma_shift, options.guidance_scale, options.output_path) == (shift, guidance, None)
+    monkeypatch.chdir(tmp_path)
+    agent = CacheAgent(config)
+    for _ in range(2):
+        for step in range(steps):
+            for branch in ("cond", "uncond"):
+                with agent.branch(branch):
+                    agent.apply(grow, hidden_states=torch.ones(1, 2, 3), step=step)
+        assert not list(tmp_path.iterdir())
+    agent.calibration().save("measured.json", options.format)
+    assert [path.name for path in tmp_path.iterdir()] == ["measured.json"]
+    measured = CacheConfig.from_lightx2v(tmp_path / "measured.json")
+    assert (measured.method, measured.steps_count, len(measured.options.cond_ratios)) == ("magcache", steps, steps)
+
+
+def grow(hidden_states: torch.Tensor, step: int) -> torch.Tensor:
+    return hidden_states * (2 + 0.1 * step)
 
 
 def test_dual_block_keeps_five_blocks_at_both_ends():

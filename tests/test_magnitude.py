@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_loop import agent_of, agree, drive, expected, make_inputs, make_model
 from oracles import Hold, Ladder, Magnitude, Polynomial, ada_taylor_plan, nearest_table
-from toy import quiet
+from toy import all_warnings, quiet
 
-from mindie_cache import CacheConfig
+from mindie_cache import CacheConfig, ConfigError
 from mindie_cache.policies.magnitude import resample
 
 DATA = Path(__file__).with_name("data")
@@ -65,7 +65,8 @@ def test_ada_taylor_numbers(ladder, order, max_distance):
     extrapolation = (
         {"order": order, "max_distance": max_distance, "ladder": ladder} if order else {"order": 0, "max_distance": None}
     )
-    agent = agent_of("ada_taylor", steps, options=ada_taylor_options(name, **extrapolation))
+    with quiet():
+        agent = agent_of("ada_taylor", steps, options=ada_taylor_options(name, **extrapolation))
     got = drive(agent, MODEL, branches)
     rule = Ladder if ladder == "published" else Polynomial
     for branch, rows in branches.items():
@@ -166,6 +167,18 @@ def test_without_its_own_table_a_branch_follows_the_first():
     branches = {"cond": make_inputs(20, 5), "uncond": make_inputs(20, 6), "image": make_inputs(20, 7)}
     agent = agent_of("magcache", 20, options={"cond_ratios": [1.0] + [0.97] * 19})
     assert len({outcome.marks for outcome in drive(agent, MODEL, branches).values()}) == 1
+
+
+@pytest.mark.parametrize("method", ["magcache", "ada_taylor"])
+def test_L9_a_table_of_another_length_is_announced_and_refused_under_strict(method):
+    """Resampling is an estimate, also of a table that was given by hand."""
+    options = {"cond_ratios": [1.0] + [0.97] * 49}
+    with all_warnings() as caught:
+        agent_of(method, 30, options=options)
+        agent_of(method, 50, options=options)
+    assert ["50 entries, but steps_count=30" in str(warning.message) for warning in caught] == [True]
+    with pytest.raises(ConfigError, match=r"50 entries.*strict"):
+        agent_of(method, 30, options={**options, "strict": True})
 
 
 @pytest.mark.parametrize("method", ["magcache", "ada_taylor"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from open_loop import (
 from oracles import Ladder, Tea
 from toy import all_warnings, marks, quiet
 
-from mindie_cache import CacheAgent, ConfigError
+from mindie_cache import CacheAgent, CacheConfig, ConfigError
 from mindie_cache.errors import ParametersInvalid
 from mindie_cache.policies.magnitude import plan, resample
 
@@ -93,6 +95,29 @@ def test_a_second_generation_equals_the_first(case):
         assert same(first, drive(agent, model, branches))
         agent.reset()
         assert same(first, drive(agent, model, branches))
+
+
+SHIPPED = Path(__file__).parent / "data" / "lightx2v"
+NOT_CALLABLE = {  # there, at the first forward; the file, and the options that a toy model needs
+    "caching__taylorseer__wan_t2v_taylorseer": {},
+    "caching__adacache__wan_t2v_ada": {"frame_tokens": 2},
+    "caching__custom__wan_t2v_custom_1_3b": {},
+    "caching__firstblock__wan_t2v_1_3b": {"threshold": 0.2},
+    "caching__dualblock__wan_t2v_1_3b": {"threshold": 0.2},
+    "caching__dynamicblock__wan_t2v_1_3b": {"threshold": 0.2},
+}
+
+
+@pytest.mark.parametrize("name", NOT_CALLABLE)
+def test_methods_that_raise_at_the_first_forward_there_reuse_here(name):
+    """[L1, L16] From the shipped configuration to a generation of both branches that reuses and computes its last step."""
+    config = CacheConfig.from_lightx2v(SHIPPED / f"{name}.json", BLOCKS)
+    config = replace(config, options=replace(config.options, **NOT_CALLABLE[name]))
+    rows = {branch: walk(seed, config.steps_count, speed=0.02) for seed, branch in enumerate(("cond", "uncond"))}
+    for outcome in drive(CacheAgent(config), MODEL, rows).values():
+        assert "." in outcome.marks
+        assert outcome.marks[0] == outcome.marks[-1] == "#"
+        assert all(np.isfinite(output).all() for output in outcome.outputs)
 
 
 @pytest.mark.parametrize("case", ALL)
@@ -298,8 +323,8 @@ def test_a_table_of_another_length_is_resampled_and_the_last_step_computed(steps
     if steps > 1:
         assert fitted[1:] == pytest.approx([0.97 ** (49 / (steps - 1))] * (steps - 1))
         assert set(resample(ratios, steps, "nearest")) <= {1.0, 0.97}
-    agent = agent_of("magcache", steps, 1, options={"cond_ratios": ratios})
     with quiet():
+        agent = agent_of("magcache", steps, 1, options={"cond_ratios": ratios})
         assert drive(agent, MODEL[:1], {"cond": walk(1, steps=steps)})["cond"].marks[-1] == "#"
 
 

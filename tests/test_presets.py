@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from toy import all_warnings
 
-from mindie_cache import CacheConfig, ConfigError, cli, presets
+from mindie_cache import CacheAgent, CacheConfig, CacheWarning, ConfigError, cli, presets
 from mindie_cache.methods.base import PresetOptions
 from mindie_cache.policies.magnitude import plan
 from mindie_cache.presets.text import known_plans, polynomial, sparkline
@@ -244,6 +246,29 @@ def test_config_needs_what_the_preset_does_not_know():
         presets.find("pab", "CogVideoX@spatial").config(42)
     config = presets.find("dit_block_cache", "HunyuanVideo-T2V", "double").config()
     assert (config.blocks_count, config.block_start, config.block_end, config.step_end) == (20, 3, 18, 49)
+
+
+@pytest.mark.parametrize("steps", [100, 60])
+def test_T15_config_for_other_steps_is_announced_and_refused_under_strict(steps):
+    """A schedule of 50 steps in a run of 100: the second half would be reused without a word."""
+    preset = presets.find("dit_block_cache", "FLUX.1-dev@lemica-10")
+    with pytest.warns(CacheWarning, match=f"made for 50 steps, but this run has {steps}"):
+        assert preset.config(19, steps).steps_count == steps
+    with pytest.raises(ConfigError, match=r"made for 50 steps.*strict"):
+        preset.config(19, steps, strict=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        preset.config(19, 50, strict=True)
+        presets.plan_for(preset, steps)  # to look at it: the command says beside it what does not fit
+
+
+def test_a_table_for_other_steps_is_announced_once():
+    preset = presets.find("magcache", "Wan2.1-T2V-1.3B")
+    with all_warnings() as caught:
+        CacheAgent(preset.config(30, 25))
+    assert len(caught) == 1
+    with pytest.raises(ConfigError, match=r"made for 50 steps.*strict"):
+        preset.config(30, 25, strict=True)
 
 
 GOOD = {

@@ -50,7 +50,7 @@ class CalibratorOptions:
     def check(self, config: CacheConfig) -> None:
         if not isinstance(self.model_name, str) or not self.model_name:
             raise ConfigError(f"model_name={self.model_name!r}: name the model that is measured, e.g. 'Wan2.1-T2V-1.3B'.")
-        whole("steps_count of a calibration", config.steps_count, LEAST_STEPS if self.signal else 2)
+        whole("steps_count of a calibration", config.steps_count, LEAST_STEPS if self.signal is not None else 2)
         if self.sigma_shift is not None:
             real("sigma_shift", self.sigma_shift, 0.0, None)
         if self.guidance_scale is not None:

@@ -62,7 +62,7 @@ class FasterCacheOptions(PresetOptions):
 
     def resolved(self, config: CacheConfig) -> tuple[Any, tuple[str, ...]]:
         full, notes = super().resolved(config)
-        reuse_from = _or(full.reuse_from, 3 * config.steps_count // 10)
+        reuse_from = _first_step("reuse_from", full.reuse_from, config.steps_count)
         return replace(full, reuse_from=reuse_from, keep_from=_or(full.keep_from, max(0, reuse_from - 3))), notes
 
     def check(self, config: CacheConfig) -> None:
@@ -148,7 +148,7 @@ class CfgCacheOptions(PresetOptions):
     def resolved(self, config: CacheConfig) -> tuple[Any, tuple[str, ...]]:
         full, notes = super().resolved(config)
         steps = config.steps_count
-        skip_from = _or(full.skip_from, 3 * steps // 10)
+        skip_from = _first_step("skip_from", full.skip_from, steps)
         full = replace(
             full,
             skip_from=skip_from,
@@ -216,6 +216,13 @@ def _schedule(reused: set[int], steps_count: int, final_steps: int, keep_from: i
 
 def _or(value: Any, otherwise: Any) -> Any:
     return otherwise if value is None else value
+
+
+def _first_step(name: str, value: Any, steps_count: int) -> int:
+    """Where reuse begins: as given, or three tenths of the run. Checked here, because other defaults follow from it."""
+    first = _or(value, 3 * steps_count // 10)
+    whole(name, first, 0)
+    return int(first)
 
 
 def _refuse_order(options: PresetOptions, config: CacheConfig) -> None:

@@ -136,9 +136,15 @@ class AdaCacheOptions(PresetOptions, LimitOptions):
             )
         if self.frame_tokens is not None:
             whole("frame_tokens", self.frame_tokens, 1)
-        numbers("motion_window", self.motion_window, 2)
+        _check_window(self.motion_window)
         for name in ("motion_scale", "motion_power", "motion_gradient"):
             real(name, getattr(self, name), 0.0, None)
+
+
+def _check_window(window: Any) -> None:
+    numbers("motion_window", window, 2)
+    if len(window) != 2 or not 0 <= window[0] <= window[1] <= 1:
+        raise ConfigError(f"motion_window={tuple(window)} must be two shares of the run, (first, last), e.g. [0.1, 0.9].")
 
 
 def _check_codebook(codebook: Any) -> None:

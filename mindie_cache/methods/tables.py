@@ -50,6 +50,19 @@ class MagCacheOptions(PresetOptions):
     preset_method: ClassVar[str] = "magcache"
     rule: ClassVar[str] = "magcache"
 
+    def resolved(self, config: CacheConfig) -> tuple[Any, tuple[str, ...]]:
+        full, notes = super().resolved(config)
+        given, steps = self.cond_ratios, config.steps_count
+        if not isinstance(given, tuple | list) or len(given) in (0, steps):
+            return full, notes
+        note = (
+            f"cond_ratios has {len(given)} entries, but steps_count={steps}: the table is resampled, which is an estimate. "
+            f"Give one entry a step, or calibrate with {steps} steps."
+        )
+        if self.strict:
+            raise ConfigError(f"{note} strict is set.")
+        return full, (*notes, note)
+
     def check(self, config: CacheConfig) -> None:
         self.check_preset()
         full, _ = self.resolved(config)
@@ -207,7 +220,7 @@ def _published_start(options: Any, first: int) -> int:
 
 def taylorseer(config: CacheConfig) -> Recipe:
     options, notes = config.options.resolved(config)
-    calls, first = block_range(config), max(1, options.warmup_steps)
+    calls, first = block_range(config), min(max(1, options.warmup_steps), config.steps_count)
     computed = {*range(first), *range(first - 1, config.steps_count, options.interval)}
     policy = Schedule(
         frozenset(computed),

@@ -25,7 +25,7 @@ def plan_for(preset: Preset, steps: int | None = None, branch: str = "cond") -> 
         raise ConfigError(f"Preset {preset.name!r} of {preset.method} does not know the number of steps. Say how many.")
     method = METHODS[preset.method]
     blocks = 1 if method.whole_forward else preset.settings.get("blocks_count", _BLOCKS)
-    policies = method.build(preset.config(blocks, steps)).policy
+    policies = method.build(preset.adapted(blocks, steps)).policy
     policy = next((found for found in map(policies.of, (branch, "uncond")) if isinstance(found, Schedule)), None)
     if policy is None:
         return None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from mindie_cache.errors import ConfigError
+from mindie_cache.errors import CacheWarning, ConfigError
 
 if TYPE_CHECKING:
     from mindie_cache.config import CacheConfig
@@ -98,13 +99,26 @@ class Preset:
             return "the change from step to step is another, and so is its error. Check the threshold"
         return "its step numbers and distances mean other places of the run. Adapt them"
 
-    def config(self, blocks_count: int | None = None, steps_count: int | None = None) -> CacheConfig:
-        """A validated `CacheConfig` with these settings.
+    def config(
+        self, blocks_count: int | None = None, steps_count: int | None = None, *, strict: bool = False
+    ) -> CacheConfig:
+        """A validated `CacheConfig` with these settings. For other steps than the preset's there is a CacheWarning.
 
         Args:
             blocks_count: of your model; may be left out where the preset knows it, and for methods of whole forwards.
             steps_count: of your run, by default that of the preset.
+            strict: other steps than the preset's are a ConfigError.
         """
+        config = self.adapted(blocks_count, steps_count)
+        for note in self.mismatches(steps=config.steps_count):
+            if strict:
+                raise ConfigError(f"{note} strict is set.")
+            if "cond_ratios" not in self.settings:  # of a table the agent says it
+                warnings.warn(note, CacheWarning, stacklevel=2)
+        return config
+
+    def adapted(self, blocks_count: int | None = None, steps_count: int | None = None) -> CacheConfig:
+        """As `config`, without a word about what does not fit: to look at it, not to generate with."""
         from mindie_cache.config import CacheConfig
         from mindie_cache.recipes import METHODS
 
