@@ -17,6 +17,7 @@ NEEDED = {
     "magcache": {"cond_ratios": [1.0] + [0.97] * (STEPS - 1)},
     "ada_taylor": {"cond_ratios": [1.0] + [0.97] * (STEPS - 1)},
     "calibrator": {"model_name": "a model"},
+    "seacache": {"grid": [4, 6, 6]},
 }
 STRANGE = [
     *(math.nan, math.inf, -1, -0.5, 10**9, 1e300, 2.5, True, None),

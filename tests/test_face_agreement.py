@@ -108,6 +108,7 @@ ON_BLOCKS = [  # method, step window, options, blocks of the agent, spans, signa
     ("teacache", {}, {"threshold": 0.2}, {}, STACK, temb_of, -1),
     ("teacache", {}, {"threshold": 0.4, "signal": "modulated", "together": False}, {}, STACK, modulated, -1),
     ("custom", {}, {"threshold": 0.2}, {}, STACK, temb_of, -1),
+    ("seacache", {}, {"threshold": 0.2, "grid": (4, 6, 6)}, {}, STACK, modulated, -1),
     ("magcache", {}, EVEN, {}, STACK, None, -1),
     ("ada_taylor", {}, EVEN, {}, STACK, None, -1),
     ("adacache", {}, FAST, {}, STACK, None, BLOCKS // 2),

@@ -18,6 +18,7 @@ from mindie_cache.hooks.families import INTERLEAVED, RESTARTS, TIME_EMBEDDINGS
 from mindie_cache.hooks.signatures import Form, ModuleStreams, form_of
 from mindie_cache.hooks.wish import Wish
 from mindie_cache.methods.base import Recipe
+from mindie_cache.methods.seacache import LATENTS
 from mindie_cache.recipes import METHODS
 from mindie_cache.sites import BlockRange, BlockSpans, EachBlock, EachCall, Span
 from mindie_cache.streams import BlockStreams, Rebuild
@@ -59,7 +60,7 @@ def scope_of(
     """
     method, options = wish.method, wish.options
     streams = streams or wish.values.get("streams")
-    if METHODS[method].whole_forward:
+    if METHODS[method].whole_forward or _option(options, "signal") == LATENTS:
         return Scope(ROOT, named="forward")
     lists = main_lists(model, blocks)
     named = ", ".join(map(str, lists))
