@@ -7,13 +7,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mindie_cache.errors import CacheError, ConfigError
+from mindie_cache.errors import CacheError
 from mindie_cache.version import __version__
-
-if TYPE_CHECKING:
-    from mindie_cache.calibration import Calibration
 
 EXIT_OK, EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_PIPE_CLOSED = 0, 2, 130, 141
 
@@ -260,81 +256,21 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
-    from mindie_cache.calibration import files, show
+    from mindie_cache.calibration import command, files, pipeline, show
 
     if arguments.plot:
         show.check_plot()
         files.prepare(arguments.plot)
     is_pipeline = bool(arguments.model or arguments.pipeline)
-    calibration = _calibrate_pipeline(arguments) if is_pipeline else _calibrate_testbed(arguments)
+    calibration = command.of_pipeline(arguments) if is_pipeline else command.of_testbed(arguments)
     print(show.summary(calibration))
     if arguments.plot:
         show.plot(calibration, arguments.plot)
         print(f"\nthe curves are in {arguments.plot}")
     if is_pipeline and arguments.format != "lightx2v":
-        from mindie_cache.calibration.pipeline import usage
-
-        print("\n" + usage(calibration, arguments.out))
+        print("\n" + pipeline.usage(calibration, arguments.out))
     else:
         print("\n" + show.usage(calibration, arguments.out, arguments.format))
-
-
-_PIPELINE_ONLY = (
-    *("name", "dtype", "offload", "prompt_file", "negative_prompt", "height", "width", "frames"),
-    *("image", "call", "signal"),
-)
-
-
-def _calibrate_testbed(arguments: argparse.Namespace) -> Calibration:
-    from mindie_cache import device, testbed
-    from mindie_cache.calibration.testbed import DEFAULT_PROMPTS, TestbedCalibration
-
-    misplaced = [name for name in _PIPELINE_ONLY if getattr(arguments, name)]
-    if misplaced:
-        flag = misplaced[0].replace("_", "-")
-        raise ConfigError(f"--{flag} is for a pipeline, but this measures the testbed. Add --model or --pipeline.")
-    given = {name: getattr(arguments, name) for name in ("steps", "shift", "guidance")}
-    run = TestbedCalibration(
-        out=arguments.out,
-        prompts=tuple(arguments.prompt or DEFAULT_PROMPTS),
-        seeds=tuple(arguments.seed or (0,)),
-        format=arguments.format,
-        **{name: value for name, value in given.items() if value is not None},
-    )
-    return run.run(testbed.load_testbed(device.resolve(arguments.device)), progress=True)
-
-
-def _calibrate_pipeline(arguments: argparse.Namespace) -> Calibration:
-    from mindie_cache import device
-    from mindie_cache.calibration import files, loading
-    from mindie_cache.calibration.pipeline import PipelineCalibration
-
-    files.prepare(arguments.out)
-    prompts = [*(arguments.prompt or ()), *(loading.lines(arguments.prompt_file) if arguments.prompt_file else ())]
-    call = loading.assignments(arguments.call or ())
-    sizes = {"height": arguments.height, "width": arguments.width, "num_frames": arguments.frames}
-    sizes["negative_prompt"] = arguments.negative_prompt
-    sizes["image"] = loading.pictures(arguments.image) if arguments.image else None
-    where = device.resolve(arguments.device)
-    if arguments.model:
-        loaded = loading.from_pretrained(arguments.model, where, arguments.dtype, arguments.offload)
-    elif arguments.dtype:
-        raise ConfigError("--dtype is for --model: the function of --pipeline chooses the dtype itself. Leave it out.")
-    else:
-        loaded = loading.from_file(arguments.pipeline, where, arguments.offload)
-    run = PipelineCalibration(
-        name=arguments.name or loaded.name,
-        steps=arguments.steps,
-        prompts=tuple(prompts),
-        seeds=tuple(arguments.seed or (0,)),
-        call={**loaded.call, **{name: value for name, value in sizes.items() if value is not None}, **call},
-        shift=arguments.shift,
-        guidance=arguments.guidance,
-        out=arguments.out,
-        format=arguments.format,
-        signal=arguments.signal,
-    )
-    return run.run(loaded.pipe, progress=True)
 
 
 def _doctor(arguments: argparse.Namespace) -> None:

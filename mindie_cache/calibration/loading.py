@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +45,9 @@ def from_pretrained(model: str, device: torch.device, dtype: str | None = None, 
         raise ConfigError(f"{model} holds no pipeline of diffusers: it has no model_index.json. Give the pipeline's folder.")
     wanted = DTYPES[dtype] if dtype else torch.float32 if device.type == "cpu" else torch.bfloat16
     try:
-        pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=wanted)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch_dtype.*")  # the name that every version knows
+            pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=wanted)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"{model} cannot be loaded: {error}") from error
     return Loaded(placed(pipe, device, offload), folder.resolve().name if folder.exists() else model.rpartition("/")[2], {})
@@ -68,7 +71,7 @@ def from_file(text: str, device: torch.device, offload: bool = False) -> Loaded:
         raise ConfigError(f"--pipeline {text}: {path} has no function {name!r}. {did_you_mean(name, _functions(path))}")
     result = function()
     pipe, call = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
-    if not callable(pipe) or not isinstance(call, Mapping):
+    if not callable(pipe) or isinstance(pipe, torch.nn.Module) or not isinstance(call, Mapping):
         raise ConfigError(
             f"--pipeline {text}: {name}() returned {type(result).__name__}. Return a pipeline, or a pipeline and a mapping "
             "of arguments for its calls."
@@ -110,12 +113,10 @@ def pictures(paths: Sequence[Path]) -> Any:
     """One picture, or a list of several."""
     from PIL import Image, UnidentifiedImageError
 
-    found = []
-    for path in paths:
-        try:
-            found.append(Image.open(path).convert("RGB"))
-        except UnidentifiedImageError:
-            raise ConfigError(f"--image {path} is no picture that Pillow can read.") from None
+    try:
+        found = [Image.open(path).convert("RGB") for path in paths]
+    except UnidentifiedImageError as error:
+        raise ConfigError(f"--image: {error}. Give a picture that Pillow can read.") from None
     return found[0] if len(found) == 1 else found
 
 

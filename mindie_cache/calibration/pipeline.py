@@ -21,12 +21,13 @@ from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
 from mindie_cache.calibration import files
+from mindie_cache.calibration.facts import default_of, guidance_name, quiet, shifted, sigma_shift
 from mindie_cache.calibration.meter import ResidualMeter
 from mindie_cache.calibration.result import Calibration, Curves, Provenance
 from mindie_cache.checks import whole
 from mindie_cache.config import CacheConfig
 from mindie_cache.distributed import Ranks
-from mindie_cache.errors import CacheError, ConfigError
+from mindie_cache.errors import CacheError, ConfigError, did_you_mean
 from mindie_cache.hooks import enable_cache
 from mindie_cache.hooks.calls import under_way
 from mindie_cache.hooks.regions import built, scope_of
@@ -34,7 +35,6 @@ from mindie_cache.hooks.wish import read_wish
 from mindie_cache.methods.calibrator import CalibratorOptions
 from mindie_cache.taps import HIDDEN
 
-SHIFTS = ("flow_shift", "shift")  # under which schedulers of diffusers file the sigma shift
 DEFAULT_PROMPT = "a red fox runs through fresh snow in the morning sun"
 
 
@@ -82,13 +82,13 @@ class PipelineCalibration:
         pairs = list(itertools.product(prompts, self.seeds))
         with (
             shifted(pipe, self.shift),
-            _quiet(pipe),
+            quiet(pipe),
             tqdm(total=steps * len(pairs), desc="calibrating", unit="step", dynamic_ncols=True, disable=not progress) as bar,
         ):
             asked = {"method": "calibrator", "options": self._options(pipe, call)}
             found = []
             with enable_cache(pipe, asked) as handle:
-                models = {name: inner_model(getattr(pipe, name)) for name in handle.report().models}
+                models = {name: _inner(getattr(pipe, name)) for name in handle.report().models}
                 for prompt, seed in pairs:
                     generator = torch.Generator().manual_seed(seed)
                     watch = _Watch(models, asked, steps, bar.update)
@@ -107,7 +107,7 @@ class PipelineCalibration:
         call = dict(self.call)
         if self.steps is not None or "num_inference_steps" not in call:
             default = known["num_inference_steps"].default if "num_inference_steps" in known else None
-            call["num_inference_steps"] = self.steps or default
+            call["num_inference_steps"] = default if self.steps is None else self.steps
         if self.guidance is not None:
             scale = guidance_name(pipe)
             call[scale] = self.guidance
@@ -117,14 +117,12 @@ class PipelineCalibration:
             call["output_type"] = "latent"  # nobody looks at the pictures
         unknown = [name for name in call if name not in known]
         if unknown and not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values()):
-            raise ConfigError(
-                f"{type(pipe).__name__} takes no argument {unknown[0]!r}. It takes {', '.join(n for n in known if n != 'self')}."
-            )
+            raise ConfigError(f"{type(pipe).__name__} takes no argument {unknown[0]!r}. {did_you_mean(unknown[0], known)}")
         return call
 
     def _options(self, pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
-        guidance = call.get(guidance_name(pipe), _default(pipe, guidance_name(pipe)))
-        sizes = [call.get(name) or _default(pipe, name) for name in ("width", "height", "num_frames")]
+        guidance = call.get(guidance_name(pipe), default_of(pipe, guidance_name(pipe)))
+        sizes = [call.get(name) or default_of(pipe, name) for name in ("width", "height", "num_frames")]
         return {
             "model_name": self.name,
             "sigma_shift": sigma_shift(pipe),
@@ -201,7 +199,7 @@ class _Watch:
         yield scope.blocks[span.stop - 1].register_forward_hook(leave)
 
     def result(self) -> Calibration:
-        """What was measured, of as many steps as there were: pipelines that start from a picture leave the first ones out."""
+        """What was measured, of as many steps as there were: a run that starts from a picture has fewer."""
         done = self._seen + 1
         meter = self._meter if done in (0, self._steps) else self._new_meter(done)
         return meter.result(self._measured, Ranks(None))
@@ -241,58 +239,9 @@ def _pooled(curves: Sequence[Curves], weights: Sequence[int]) -> Curves:
     return Curves(ratios, stds, cosines, tuple([pair for one in curves for pair in one.changes]))
 
 
-def guidance_name(pipe: Any) -> str:
-    """The argument for classifier-free guidance; where `guidance_scale` has no value of its own, it is `true_cfg_scale`."""
-    known = inspect.signature(type(pipe).__call__).parameters
-    plain = known.get("guidance_scale")
-    return "true_cfg_scale" if "true_cfg_scale" in known and (plain is None or plain.default is None) else "guidance_scale"
-
-
-def sigma_shift(pipe: Any) -> float | None:
-    """The shift of the scheduler; None if it has none, or chooses it by resolution."""
-    name = _shift_name(pipe)
-    return None if name is None else float(pipe.scheduler.config[name])
-
-
-def _shift_name(pipe: Any) -> str | None:
-    config = getattr(getattr(pipe, "scheduler", None), "config", {})
-    if config.get("use_dynamic_shifting"):
-        return None
-    return next((name for name in SHIFTS if isinstance(config.get(name), int | float)), None)
-
-
-@contextmanager
-def shifted(pipe: Any, shift: float | None) -> Iterator[None]:
-    """With a scheduler of another sigma shift; the pipeline's own one is put back afterwards."""
-    if shift is None:
-        yield
-        return
-    name, before = _shift_name(pipe), pipe.scheduler
-    if name is None:
-        raise ConfigError(
-            f"shift={shift}: {type(before).__name__} has no sigma shift of its own here (it has none, or chooses it by "
-            "resolution). Leave the shift out."
-        )
-    if not shift > 0:
-        raise ConfigError(f"sigma_shift={shift} must be above 0.")
-    pipe.scheduler = type(before).from_config(before.config, **{name: shift})
-    try:
-        yield
-    finally:
-        pipe.scheduler = before
-
-
-@contextmanager
-def _quiet(pipe: Any) -> Iterator[None]:
-    """Without the pipeline's own progress bar: one bar counts the steps of all generations."""
-    before = dict(getattr(pipe, "_progress_bar_config", None) or {})
-    if hasattr(pipe, "set_progress_bar_config"):
-        pipe.set_progress_bar_config(**{**before, "disable": True})
-    try:
-        yield
-    finally:
-        if hasattr(pipe, "set_progress_bar_config"):
-            pipe.set_progress_bar_config(**before)
+def _inner(model: nn.Module) -> nn.Module:
+    """The module itself, of one that torch.compile has wrapped."""
+    return getattr(model, "_orig_mod", model)
 
 
 def _generate(pipe: Any, call: Mapping[str, Any]) -> None:
@@ -303,17 +252,6 @@ def _generate(pipe: Any, call: Mapping[str, Any]) -> None:
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{type(pipe).__name__} refuses its arguments: {error}") from error
-
-
-def _default(pipe: Any, name: str) -> Any:
-    known = inspect.signature(type(pipe).__call__).parameters
-    value = known[name].default if name in known else None
-    return None if value is inspect.Parameter.empty else value
-
-
-def inner_model(model: nn.Module) -> nn.Module:
-    """The module itself, of one that torch.compile has wrapped."""
-    return getattr(model, "_orig_mod", model)
 
 
 def usage(calibration: Calibration, path: Path) -> str:
