@@ -27,7 +27,7 @@ class Counted:
 
     def __init__(self) -> None:
         self.runs: WeakKeyDictionary[Any, Run] = WeakKeyDictionary()
-        self._scopes: dict[str, Scope] = {}
+        self._scopes: dict[tuple[str, bool], Scope] = {}
         self._ticks = 0
 
     def run(self, owner: Any, first_step: int = 0) -> Run:
@@ -39,10 +39,12 @@ class Counted:
             self.runs[owner] = found
         return found
 
-    def scope(self, branch: str) -> Scope:
-        found = self._scopes.get(branch)
+    def scope(self, branch: str, named: bool = False) -> Scope:
+        found = self._scopes.get((branch, named))
         if found is None:
-            found = self._scopes[branch] = Scope(Level(None, branch), self)
+            other = self._scopes.get((branch, not named))
+            level = Level(None, branch) if other is None else other.now
+            found = self._scopes[branch, named] = Scope(level, self, named=named)
         return found
 
     def outlived(self, run: Run, is_turn: bool) -> bool:
@@ -83,15 +85,21 @@ class Counted:
 class Scope:
     """Where this context is. `now` is what agents keep their state by; it is another one while an agent is in a call."""
 
-    __slots__ = ("branch", "counted", "now", "tell", "told")
+    __slots__ = ("branch", "counted", "named", "now", "tell", "told")
 
     def __init__(
-        self, now: Level, counted: Counted | None, told: bool = False, tell: tuple[int | None, float | None] | None = None
+        self,
+        now: Level,
+        counted: Counted | None,
+        told: bool = False,
+        tell: tuple[int | None, float | None] | None = None,
+        named: bool = False,
     ):
         self.now = now
         self.branch = now.branch
         self.counted = counted
         self.told = told  # the caller says which step this is: nothing is counted
+        self.named = named  # the caller says which branch this is
         self.tell = tell  # the step or timestep, for the counted run of each agent that is called here
 
     def run_of(self, owner: Any, first_step: int = 0) -> Run:
@@ -155,8 +163,17 @@ def forget_request(request: Hashable) -> None:
         found.restart()
 
 
+class _Unnamed(str):
+    """The branch of a caller who names none: models whose calls are seen may tell it by what they are given."""
+
+    __slots__ = ()
+
+
+_UNNAMED = _Unnamed(DEFAULT_BRANCH)
+
+
 @contextmanager
-def branch(name: str = DEFAULT_BRANCH, *, step: int | None = None, timestep: float | None = None) -> Iterator[Scope]:
+def branch(name: str = _UNNAMED, *, step: int | None = None, timestep: float | None = None) -> Iterator[Scope]:
     """Calls inside belong to the conditioning branch `name` ("cond", "uncond", or any other name).
 
     Args:
@@ -177,18 +194,18 @@ def branch(name: str = DEFAULT_BRANCH, *, step: int | None = None, timestep: flo
 
 
 def _branched(outer: Scope, name: str, tell: tuple[int | None, float | None] | None) -> Scope:
-    told = outer.told or tell is not None
+    told, is_named = outer.told or tell is not None, not isinstance(name, _Unnamed)
     this_run = outer.now.run()
     if this_run is not None:
         nested = outer.now.nested
         if tell is not None and not nested:  # inside a call, the step is that of the call
             this_run.tell(*tell)
         level = this_run.level(name)
-        return Scope(level.inside if nested else level, outer.counted, told)
+        return Scope(level.inside if nested else level, outer.counted, told, named=is_named)
     assert outer.counted is not None
     if told:
-        return Scope(Level(None, name), outer.counted, True, tell or outer.tell)
-    return outer.counted.scope(name)
+        return Scope(Level(None, name), outer.counted, True, tell or outer.tell, is_named)
+    return outer.counted.scope(name, is_named)
 
 
 def _checked(step: Any, timestep: Any) -> tuple[int | None, float | None] | None:

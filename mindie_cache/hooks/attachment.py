@@ -37,6 +37,11 @@ UNCLEAR = (
     "into the model's own cache_context."
 )
 
+TRAINING = (
+    "The model is in training mode and gradients are on, so it is computed without its cache. Call model.eval(), or run it "
+    "under torch.no_grad()."
+)
+
 
 class Attachment:
     """A model that is cached.
@@ -67,6 +72,7 @@ class Attachment:
         self._generations: WeakKeyDictionary[Run, Generation] = WeakKeyDictionary()
         self._latest: Any = None
         self._warn = WarnOnce()
+        self._off: dict[int, str] = {}  # why nothing is cached, by the number of steps; empty if something is
         self._rises = type(self.model).__name__ in RISING
         self._lone_steps = 0  # generations in a row that ended after one step, because the timestep rose
 
@@ -123,6 +129,7 @@ class Attachment:
     def forward(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One forward of the model."""
         if torch.is_grad_enabled() and self.model.training:
+            self._warn("training", TRAINING)
             return original(*args, **kwargs)
         values = {**dict(zip(self._parameters, args, strict=False)), **kwargs} if args else kwargs
         generation, track = (None, None) if fills_own_cache(values) else self._enter(values)
@@ -155,7 +162,7 @@ class Attachment:
             branch = generation.branch_of(sight)
         if branch is None:
             self._warn("unclear", UNCLEAR)
-        if branch is None or self._bypassed:
+        if branch is None or self._off[generation.steps_count]:
             return generation, None
         return generation, generation.enter(sight, branch)
 
@@ -199,9 +206,9 @@ class Attachment:
         engine = self._engines.get(steps)
         if engine is None:
             config = self._configs(steps)
-            self._bypassed = bypass_reason(config)
-            if self._bypassed:
-                self._warn("off", f"{config.method} is off and every call is computed. {self._bypassed}.")
+            off = self._off[steps] = bypass_reason(config)
+            if off:
+                self._warn("off", f"{config.method} is off and every call is computed. {off}.")
             recipe = built(config, self.scope)
             for note in recipe.notes:
                 self._warn(note, note)
@@ -218,8 +225,9 @@ class Attachment:
         unit = self._engine(self.config.steps_count).recipe.unit
         generation = self._shown()
         if generation is None:
-            return Report(self.config.method, unit, note=self._bypassed or "not called yet")
-        note = UNCLEAR if generation.unclear else self._bypassed
+            unused = TRAINING if self._warn.given("training") else "not called yet"
+            return Report(self.config.method, unit, note=self._off[self.config.steps_count] or unused)
+        note = UNCLEAR if generation.unclear else self._off[generation.steps_count]
         report = generation.common.log.report(self.config.method, unit, generation.common.nbytes)
         return Report(report.method, unit, report.steps, report.bytes_now, report.bytes_peak, report.seconds, note)
 
@@ -242,7 +250,6 @@ class Attachment:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._start()
-        self._bypassed = bypass_reason(self.config)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Attachment:
         """For a copy of the model: the same settings, nothing kept, the copy's own pipeline if that is copied too."""
@@ -256,7 +263,7 @@ class Attachment:
         return twin
 
 
-_OF_THIS_PROCESS = {"_engines", "_generations", "_latest", "_warn", "_rises", "_lone_steps", "_bypassed"}
+_OF_THIS_PROCESS = {"_engines", "_generations", "_latest", "_warn", "_rises", "_lone_steps", "_off"}
 
 
 def _parameters(model: nn.Module) -> tuple[str, ...]:

@@ -17,7 +17,6 @@ import torch
 
 from mindie_cache.clock import Scope
 from mindie_cache.hooks.families import LATENTS, TIMESTEPS
-from mindie_cache.steps import DEFAULT_BRANCH
 
 _TEXT = re.compile(r"encoder_hidden|prompt|text|cap_feats|llama")
 _OTHER = re.compile(r"class_labels|input_ids|pooled|^y$|context|cond")  # only if there is no text
@@ -75,7 +74,7 @@ def look(values: Mapping[str, Any], scope: Scope, pipe: ref[Any] | None, rises: 
     """
     context = _told.get()
     branch = None if context is None else _SHOWN.get(context.name, context.name)
-    if branch is None and scope.branch != DEFAULT_BRANCH:
+    if branch is None and scope.named:
         branch = scope.branch
     scheduler = _scheduler_of(pipe() if pipe is not None else None)
     timesteps = getattr(scheduler, "timesteps", None)
