@@ -213,7 +213,7 @@ class Track:
 
     def close_pass(self) -> None:
         """Write the pass under way into the log."""
-        self.common.log.add(self.record(), self.common.nbytes)
+        self.common.log.add(self.record(), 0 if self.reuse else self.common.nbytes)  # a reused step keeps nothing new
         self.missed = self.reused = 0
         self.index = len(self.lanes)
 

@@ -42,6 +42,11 @@ TRAINING = (
     "under torch.no_grad()."
 )
 
+REPEATS = (
+    "The model runs its blocks several times in a forward, so that one estimate cannot stand for all of them: everything is "
+    "computed. Use a method for whole forwards, e.g. easycache."
+)
+
 
 class Attachment:
     """A model that is cached.
@@ -73,7 +78,9 @@ class Attachment:
         self._latest: Any = None
         self._warn = WarnOnce()
         self._off: dict[int, str] = {}  # why nothing is cached, by the number of steps; empty if something is
+        self._at_scheduler = False  # the timesteps of some forwards are those of the pipeline's scheduler
         self._rises = type(self.model).__name__ in RISING
+        self._repeats = False
         self._lone_steps = 0  # generations in a row that ended after one step, because the timestep rose
 
     def _patches(self, site: Site) -> list[Patch]:
@@ -136,7 +143,7 @@ class Attachment:
         if generation is None or track is None:
             return original(*args, **kwargs)
         call = generation.engine.call
-        token = under_way.set(Forward(self, track, call))
+        token = under_way.set(Forward(self, track, track.lanes, call, bytearray(self.scope.calls_count)))
         try:
             whole = self.scope.kind == ROOT
             result = call(track, 0, original, args, kwargs) if whole else original(*args, **kwargs)
@@ -150,11 +157,20 @@ class Attachment:
         generation.close(track)
         return result
 
+    def repeated(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A region comes a second time in one forward, with other inputs: from now on everything is computed."""
+        self._repeats = True
+        self._warn("repeats", REPEATS)
+        return original(*args, **kwargs)
+
     def _enter(self, values: Mapping[str, Any]) -> tuple[Any, Track | None]:
         """The generation and the track of a forward; no track if it has to be computed without one."""
         scope = current_scope()
         run = scope.run_of(self)
         sight = look(values, scope, self._pipe, self._rises)
+        self._at_scheduler = self._at_scheduler or bool(sight.driven)
+        if sight.driven is False and self._at_scheduler:  # in other units it is never True
+            sight = sight.without_scheduler()
         generation = self._generations.get(run)
         branch = generation.branch_of(sight) if generation is not None else None
         if generation is None or generation.ended(sight, branch):
@@ -162,7 +178,7 @@ class Attachment:
             branch = generation.branch_of(sight)
         if branch is None:
             self._warn("unclear", UNCLEAR)
-        if branch is None or self._off[generation.steps_count]:
+        if branch is None or self._repeats or self._off[generation.steps_count]:
             return generation, None
         return generation, generation.enter(sight, branch)
 
@@ -263,7 +279,7 @@ class Attachment:
         return twin
 
 
-_OF_THIS_PROCESS = {"_engines", "_generations", "_latest", "_warn", "_rises", "_lone_steps", "_off"}
+_OF_THIS_PROCESS = {"_engines", "_generations", "_latest", "_warn", "_at_scheduler", "_rises", "_lone_steps", "_repeats", "_off"}
 
 
 def _parameters(model: nn.Module) -> tuple[str, ...]:

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from mindie_cache.hooks.compiling import is_compiling, stay_eager
+from mindie_cache.hooks.compiling import runs_eagerly
 from mindie_cache.hooks.patches import Patch
 from mindie_cache.hooks.signatures import Form
-from mindie_cache.lanes import Track
+from mindie_cache.lanes import Lane, Track
 
 
 class Forward(NamedTuple):
@@ -19,7 +19,9 @@ class Forward(NamedTuple):
 
     owner: Any  # its attachment
     track: Track
+    lanes: list[Lane | None]  # of the track
     call: Any  # the engine's procedure for calls
+    seen: bytearray  # 1 for each region whose first call has come
 
 
 under_way: ContextVar[Forward | None] = ContextVar("mindie_cache_forward", default=None)
@@ -33,15 +35,14 @@ class PartPatch(Patch):
         super().__init__(module, owner)
         self.index = index
 
+    @runs_eagerly
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if is_compiling():
-            return _uncompiled(self, args, kwargs)
-        return self.run(args, kwargs)
-
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         now = _now()
         if now is None or now.owner is not self.owner:
             return self.original(*args, **kwargs)
+        if now.seen[self.index]:
+            return now.owner.repeated(self.original, args, kwargs)
+        now.seen[self.index] = 1
         return now.call(now.track, self.index, self.original, args, kwargs)
 
 
@@ -60,52 +61,49 @@ class BlockPatch(Patch):
         self._prepare()
 
     def _prepare(self) -> None:
-        self._streams = itemgetter(*self.form.streams)
-        self._is_single = len(self.form.streams) == 1
+        """How an inner block takes its streams, all of them, from its keywords or from its positional arguments."""
+        names = self.form.streams
+        places = [self.form.parameters.index(name) for name in names]
+        is_pair = self.form.fixed and len(names) > 1  # itemgetter of one name gives no tuple
+        self._by_name = itemgetter(*names) if is_pair else None
+        self._by_place = itemgetter(*places) if is_pair else None
+        self._least = max(places) + 1
 
     def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        del state["_streams"]
-        return state
+        return {name: value for name, value in super().__getstate__().items() if not name.startswith("_")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._prepare()
 
+    @runs_eagerly
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if is_compiling():
-            return _uncompiled(self, args, kwargs)
-        return self.run(args, kwargs)
-
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         now = _now()
         if now is None or now.owner is not self.owner:
             return self.original(*args, **kwargs)
-        track = now.track
-        if not self.edge:
-            lane = track.lanes[self.index]
-            if lane is None or not lane.reuse:
-                return self.original(*args, **kwargs)
-            return self._same(lane, args, kwargs)
+        if self.edge:
+            return self._at_edge(now, args, kwargs)
+        lane = now.lanes[self.index]
+        if lane is None or not lane.reuse:
+            return self.original(*args, **kwargs)
+        # An inner block of a reused region returns what it was given.
+        if self._by_name is not None and not args:
+            return lane.rebuild(self._by_name(kwargs))
+        if self._by_place is not None and len(args) >= self._least:
+            return lane.rebuild(self._by_place(args))
+        values = self.form.bound(args, kwargs)
+        streams = [values.get(name) for name in self.form.streams]
+        return lane.rebuild(tuple(streams if self.form.fixed else [item for item in streams if item is not None]))
+
+    def _at_edge(self, now: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        lane = now.lanes[self.index]
+        if lane is not None and lane.start == self.index:
+            if now.seen[self.index]:
+                lane.new_pass()
+                return now.owner.repeated(self.original, args, kwargs)
+            now.seen[self.index] = 1
         values = self.form.bound(args, kwargs)
         first = self.form.parameters[0]
         if first in values:  # taps and the engine expect the main stream first
             args, kwargs = (values[first],), {name: value for name, value in values.items() if name != first}
-        return now.call(track, self.index, self.original, args, kwargs)
-
-    def _same(self, lane: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """An inner block of a reused region returns what it was given."""
-        values = self.form.bound(args, kwargs)
-        if self._is_single:
-            return lane.rebuild((self._streams(values),))
-        if self.form.fixed:
-            return lane.rebuild(self._streams(values))
-        return lane.rebuild(tuple([values[name] for name in self.form.streams if values.get(name) is not None]))
-
-
-def _uncompiled(patch: PartPatch | BlockPatch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    stay_eager()
-    return patch.run(args, kwargs)
-
-
-_uncompiled._torchdynamo_disable = True  # type: ignore[attr-defined]  # as torch.compiler.disable, without its import
+        return now.call(now.track, self.index, self.original, args, kwargs)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from mindie_cache.hooks.compiling import is_compiling, stay_eager
+from mindie_cache.hooks.compiling import runs_eagerly, stay_eager
 from mindie_cache.hooks.sight import telling
 
 
@@ -129,17 +129,9 @@ class _Both:
 class ModelPatch(Patch):
     """In the place of the model's `forward`: a forward begins and ends here."""
 
+    @runs_eagerly
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.active:
             return self.original(*args, **kwargs)
-        if is_compiling():
-            return _uncompiled(self, args, kwargs)
+        stay_eager()
         return self.owner.forward(self.original, args, kwargs)
-
-
-def _uncompiled(patch: ModelPatch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    stay_eager()
-    return patch.owner.forward(patch.original, args, kwargs)
-
-
-_uncompiled._torchdynamo_disable = True  # type: ignore[attr-defined]  # as torch.compiler.disable, without its import

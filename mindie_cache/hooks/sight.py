@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any, NamedTuple
 from weakref import ref
 
@@ -60,6 +61,11 @@ class Sight(NamedTuple):
     begin: int  # position of the first step, of a run that starts with a given image
     steps: int | None  # of the run
     conditions: Mapping[str, torch.Tensor]
+    driven: bool | None = None  # whether the scheduler is at this timestep
+
+    def without_scheduler(self) -> Sight:
+        """As of a forward that another pipeline makes, with a scheduler that is not known."""
+        return self._replace(position=None, timesteps=None, begin=0)
 
 
 def _scheduler_of(pipe: Any) -> Any:
@@ -85,6 +91,7 @@ def look(values: Mapping[str, Any], scope: Scope, pipe: ref[Any] | None, rises: 
         if position is None and hasattr(type(scheduler), "step_index"):
             position = begin
     timestep = host_value(_first(values, TIMESTEPS))
+    driven = _is_at(timesteps, position, timestep) if context is None or context.step_index is None else None
     if rises and timestep is not None:
         timestep = -timestep
     if scope.told:
@@ -94,7 +101,17 @@ def look(values: Mapping[str, Any], scope: Scope, pipe: ref[Any] | None, rises: 
     if steps is None and isinstance(timesteps, torch.Tensor):
         steps = len(timesteps) - begin
     conditions = {} if branch is not None else _conditions(values)
-    return Sight(branch, position, timestep, timesteps, begin, steps, conditions)
+    return Sight(branch, position, timestep, timesteps, begin, steps, conditions, None if scope.told else driven)
+
+
+def _is_at(timesteps: Any, position: int | None, timestep: float | None) -> bool | None:
+    """Whether a scheduler at `position` gives this timestep, in one of the usual units; None if that cannot be read."""
+    if position is None or timestep is None or not isinstance(timesteps, torch.Tensor) or timesteps.device.type != "cpu":
+        return None
+    if position >= len(timesteps):
+        return False
+    at = float(timesteps[position])
+    return any([abs(unit - timestep) <= 5e-3 * abs(unit) for unit in (at, at / 1000, 1000 - at, 1 - at / 1000)])
 
 
 def _told_by_user(scope: Scope) -> tuple[int | None, float | None]:
@@ -117,11 +134,17 @@ def host_value(timestep: Any) -> float | None:
 
 
 def _conditions(values: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    return _tensors(values, _TEXT) or _tensors(values, _OTHER)
+    names = _condition_names(tuple(values))
+    return _tensors(values, names[0]) or _tensors(values, names[1])
 
 
-def _tensors(values: Mapping[str, Any], pattern: re.Pattern[str]) -> dict[str, torch.Tensor]:
-    names = [name for name in values if pattern.search(name) and not _NO_CONDITION.search(name) and name not in LATENTS]
+@cache
+def _condition_names(names: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    fitting = [name for name in names if not _NO_CONDITION.search(name) and name not in LATENTS]
+    return [name for name in fitting if _TEXT.search(name)], [name for name in fitting if _OTHER.search(name)]
+
+
+def _tensors(values: Mapping[str, Any], names: list[str]) -> dict[str, torch.Tensor]:
     firsts = {name: values[name][0] if isinstance(values[name], list | tuple) else values[name] for name in names}
     return {name: first for name, first in firsts.items() if isinstance(first, torch.Tensor)}
 

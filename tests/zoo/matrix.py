@@ -92,7 +92,24 @@ class Outcome:
 
     failures: dict[str, str] = field(default_factory=dict)
     refused: str = ""
-    reused: int = 0
+
+
+class Trial:
+    """One method on one model, and its first generation."""
+
+    def __init__(self, player: Player, handle: CacheHandle):
+        self.player = player
+        self.handle = handle
+        self.call, self.generate = player.call, player.generate
+        with counted(player.model) as linear:
+            self.first = player.generate()
+        self.work = linear[0]
+        (self.report,) = handle.report().models.values()
+        self.reused = self.reused_now()
+
+    def reused_now(self) -> set[int]:
+        (report,) = self.handle.report().models.values()
+        return {record.step for record in report.steps if record.reused}
 
 
 def check(player: Player, method: str) -> Outcome:
@@ -103,12 +120,12 @@ def check(player: Player, method: str) -> Outcome:
         warnings.simplefilter("ignore")
         try:
             with enable(model, method) as handle:
+                trial = Trial(player, handle)
                 for promise in PROMISES:
                     handle.reset()
-                    wrong = promise(player, handle)
+                    wrong = promise(trial)
                     if wrong:
-                        outcome.failures[promise.__name__.strip("_").replace("_", " ")] = wrong
-                outcome.reused = len(reused_steps(handle))
+                        outcome.failures[promise.__name__.replace("_", " ")] = wrong
         except CacheError as error:
             outcome.refused = str(error)
     if (set(vars(model)), list(model.state_dict())) != before:
@@ -123,90 +140,82 @@ def same(found: list[list[Tensor]], wanted: list[list[Tensor]]) -> bool:
     return not any(difference(one, other) for one, other in zip(found, wanted, strict=True))
 
 
-def reused_steps(handle: CacheHandle) -> set[int]:
-    (report,) = handle.report().models.values()
-    return {record.step for record in report.steps if record.reused}
-
-
-def saves_work(player: Player, handle: CacheHandle) -> str:
-    with counted(player.model) as linear:
-        player.generate()
-    if not reused_steps(handle):
+def saves_work(trial: Trial) -> str:
+    if not trial.reused:
         return "no step was reused"
-    return "" if linear[0] < player.work else f"{linear[0]} linear layers were run, as without a cache"
+    return "" if trial.work < trial.player.work else f"{trial.work} linear layers were run, as without a cache"
 
 
-def computed_steps_are_exact(player: Player, handle: CacheHandle) -> str:
-    found = player.generate()
-    wrong = [s for s in range(STEPS) if s not in reused_steps(handle) and difference(found[s], player.bare[s])]
+def computed_steps_are_exact(trial: Trial) -> str:
+    bare = trial.player.bare
+    wrong = [step for step in range(STEPS) if step not in trial.reused and difference(trial.first[step], bare[step])]
     return f"steps {wrong}" if wrong else ""
 
 
-def frees_memory(player: Player, handle: CacheHandle) -> str:
-    player.generate()
-    (report,) = handle.report().models.values()
-    return f"{report.bytes_now} bytes are kept after the last step" if report.bytes_now or not report.bytes_peak else ""
+def frees_memory(trial: Trial) -> str:
+    now, peak = trial.report.bytes_now, trial.report.bytes_peak
+    return f"{now} bytes are kept after the last step, {peak} at peak" if now or not peak else ""
 
 
-def identity(player: Player, handle: CacheHandle) -> str:
+def identity(trial: Trial) -> str:
     """With the same input in every step a reused step gives the uncached output."""
     worst = 0.0
     for step in range(STEPS):
         with branch("cond", step=step):
-            worst = max(worst, difference(player.call(player.inputs[0]), player.bare[0]))
-    if not reused_steps(handle):
+            worst = max(worst, difference(trial.call(trial.player.inputs[0]), trial.player.bare[0]))
+    if not trial.reused_now():
         return "no step was reused"
     return f"{worst:.1e}" if worst > 1e-5 else ""
 
 
-def second_generation(player: Player, handle: CacheHandle) -> str:
-    first = player.generate()
-    return "" if same(player.generate(), first) else "differs from the first"
+def second_generation(trial: Trial) -> str:
+    trial.generate()
+    return "" if same(trial.generate(), trial.first) else "differs from the first"
 
 
-def interruption(player: Player, handle: CacheHandle) -> str:
+def interruption(trial: Trial) -> str:
     """A generation that is broken off after three steps, then one that ends with an exception in its third step."""
-    first = player.generate()
-    player.generate(3)
-    if not same(player.generate(), first):
+    trial.generate(3)
+    if not same(trial.generate(), trial.first):
         return "shows in the next generation"
-    player.generate(2)
-    hooks = [module.register_forward_pre_hook(_raise) for module in player.model.modules() if isinstance(module, nn.Linear)]
+    trial.generate(2)
+    linear = [module for module in trial.player.model.modules() if isinstance(module, nn.Linear)]
+    hooks = [module.register_forward_pre_hook(_raise) for module in linear]
     with suppress(InterruptedError):
-        player.call(player.inputs[2])
+        trial.call(trial.player.inputs[2])
     for hook in hooks:
         hook.remove()
-    return "" if same(player.generate(), first) else "an exception shows in the next generation"
+    return "" if same(trial.generate(), trial.first) else "an exception shows in the next generation"
 
 
 def _raise(*_: Any) -> None:
     raise InterruptedError
 
 
-def changed_batch_or_size(player: Player, handle: CacheHandle) -> str:
-    """In the middle of a generation."""
+def changed_batch_or_size(trial: Trial) -> str:
+    """In the middle of a generation, at a step that would be reused."""
+    step = min(trial.reused)
     for name, change in (("batch", {"batch": 2}), ("size", {"size": 1})):
-        given = player.entry.inputs(step=3 / STEPS, **change)
-        handle.reset()
-        player.generate(3)
-        found = player.call(given)
-        handle.reset()
-        if difference(found, player.call(given)):
+        given = trial.player.entry.inputs(step=step / STEPS, **change)
+        trial.handle.reset()
+        trial.generate(step)
+        found = trial.call(given)
+        trial.handle.reset()
+        if difference(found, trial.call(given)):
             return f"another {name} is not recomputed"
     return ""
 
 
-def deepcopy(player: Player, handle: CacheHandle) -> str:
-    first = player.generate()
-    twin = copy.deepcopy(player.model)
+def deepcopy(trial: Trial) -> str:
+    twin = copy.deepcopy(trial.player.model)
     for parameter in twin.parameters():
         parameter.data.zero_()
-    if not difference(player.call(player.inputs[0], twin), first[0]):
+    if not difference(trial.call(trial.player.inputs[0], twin), trial.first[0]):
         return "the copy runs the weights of the original"
-    return "" if same(player.generate(), first) else "the original is not independent of its copy"
+    return "" if same(trial.generate(), trial.first) else "the original is not independent of its copy"
 
 
-PROMISES: tuple[Callable[[Player, CacheHandle], str], ...] = (
+PROMISES: tuple[Callable[[Trial], str], ...] = (
     saves_work,
     computed_steps_are_exact,
     frees_memory,
