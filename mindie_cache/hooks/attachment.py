@@ -279,7 +279,10 @@ class Attachment:
         return twin
 
 
-_OF_THIS_PROCESS = {"_engines", "_generations", "_latest", "_warn", "_at_scheduler", "_rises", "_lone_steps", "_repeats", "_off"}
+_OF_THIS_PROCESS = {
+    *("_engines", "_generations", "_latest", "_warn", "_off"),
+    *("_at_scheduler", "_rises", "_lone_steps", "_repeats"),
+}
 
 
 def _parameters(model: nn.Module) -> tuple[str, ...]:

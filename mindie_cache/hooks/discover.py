@@ -12,7 +12,7 @@ from mindie_cache.errors import ConfigError
 from mindie_cache.hooks.families import AUXILIARY
 
 LEAST_SHARE = 0.1  # of the blocks of the longest list: a shorter list is not worth a region
-_MATRICES = 3  # a block has at least so many weight matrices; a list of projections has fewer in each entry
+_MATRICES = 3  # of a block without attention; an entry of a list of projections has fewer
 _ATTENTION = re.compile(r"Attention|Attn(?!.*Norm)")
 _FEED_FORWARD = re.compile(r"FeedForward|MLP|Mlp|FFN|GLUMBConv|SwiGLU|MoE")
 _CROSS = re.compile(r"cross|attn2|encoder_attn")
@@ -54,7 +54,8 @@ def _is_block(module: nn.Module) -> bool:
     if _ATTENTION.search(type(module).__name__):  # added between blocks, not one of them
         return False
     matrices = [parameter for parameter in module.parameters() if parameter.dim() >= 2]
-    return len(matrices) >= _MATRICES and type(module).forward is not nn.Module.forward
+    attends = any(_ATTENTION.search(type(inner).__name__) for inner in module.modules())
+    return (attends or len(matrices) >= _MATRICES) and type(module).forward is not nn.Module.forward
 
 
 def main_lists(model: nn.Module, names: tuple[str, ...] | None = None) -> list[BlockList]:
@@ -73,7 +74,7 @@ def main_lists(model: nn.Module, names: tuple[str, ...] | None = None) -> list[B
         shown = "; ".join(map(str, lists)) or "none"
         raise ConfigError(
             f"{type(model).__name__} has no list of transformer blocks. Looked for torch.nn.ModuleList whose entries have "
-            f"at least {_MATRICES} weight matrices each and a forward; found: {shown}. Lists of any modules: "
+            f"an attention or at least {_MATRICES} weight matrices each, and a forward; found: {shown}. Lists of any modules: "
             f'{_all_lists(model)}. Name the right one: enable_cache(model, config, blocks="transformer_blocks").'
         )
     return main

@@ -11,10 +11,11 @@ from typing import Any
 from torch import nn
 
 from mindie_cache.calibration import Calibration
-from mindie_cache.checks import whole
+from mindie_cache.checks import choice, whole
 from mindie_cache.config import CacheConfig
 from mindie_cache.errors import CacheWarning, ConfigError
 from mindie_cache.hooks.attachment import Attachment
+from mindie_cache.hooks.discover import KINDS
 from mindie_cache.hooks.known import model_names
 from mindie_cache.hooks.patches import ModelPatch
 from mindie_cache.hooks.regions import scope_of
@@ -103,6 +104,7 @@ def enable_cache(
     num_inference_steps: int | None = None,
     blocks: str | Sequence[str] | None = None,
     streams: Sequence[str] | None = None,
+    attentions: Sequence[str] = KINDS,
     process_group: Any = None,
 ) -> CacheHandle:
     """Cache what a pipeline's transformer (or a model of your own) computes. Its own code stays in place.
@@ -114,6 +116,7 @@ def enable_cache(
         num_inference_steps: for a model without a pipeline, unless `config` says it.
         blocks: name(s) of the block list(s) in the model, if they are not found by themselves.
         streams: what a block returns, by the names of its arguments, if that cannot be seen from its code.
+        attentions: which kinds methods for attentions work on: "self" (spatial), "temporal", "cross".
         process_group: of the ranks that share the tensors; see `CacheAgent`.
 
     Raises:
@@ -129,7 +132,7 @@ def enable_cache(
         wish = read_wish(config, model_names(model, pipe))
         if num_inference_steps is not None:
             wish = wish.for_steps(num_inference_steps)
-        scope = scope_of(model, wish, _names(blocks), tuple(streams) if streams else None)
+        scope = scope_of(model, wish, _names(blocks), tuple(streams) if streams else None, _kinds(attentions))
         attachments[name] = Attachment(model, wish, scope, pipe, process_group)
     assert wish is not None
     for model in models.values():
@@ -176,6 +179,13 @@ def _models(pipe_or_model: Any) -> dict[str, nn.Module]:
             "enable_cache(model, config)."
         )
     return models
+
+
+def _kinds(attentions: Sequence[str]) -> tuple[str, ...]:
+    kinds = (attentions,) if isinstance(attentions, str) else tuple(attentions)
+    for kind in kinds:
+        choice("attentions", kind, KINDS)
+    return kinds
 
 
 def _names(blocks: str | Sequence[str] | None) -> tuple[str, ...] | None:

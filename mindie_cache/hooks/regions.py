@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from mindie_cache.config import CacheConfig
 from mindie_cache.errors import ConfigError
 from mindie_cache.history import Features
-from mindie_cache.hooks.discover import BlockList, Part, attentions, feed_forwards, main_lists
+from mindie_cache.hooks.discover import KINDS, BlockList, Part, attentions, feed_forwards, main_lists
 from mindie_cache.hooks.families import INTERLEAVED, RESTARTS, TIME_EMBEDDINGS
 from mindie_cache.hooks.signatures import Form, ModuleStreams, form_of
 from mindie_cache.hooks.wish import Wish
@@ -51,7 +51,11 @@ class Scope:
 
 
 def scope_of(
-    model: nn.Module, wish: Wish, blocks: tuple[str, ...] | None = None, streams: tuple[str, ...] | None = None
+    model: nn.Module,
+    wish: Wish,
+    blocks: tuple[str, ...] | None = None,
+    streams: tuple[str, ...] | None = None,
+    kinds: tuple[str, ...] = KINDS,
 ) -> Scope:
     """Find what the method works on.
 
@@ -75,7 +79,7 @@ def scope_of(
             spans += [Span(last.start, last.stop - restarted), Span(last.stop - restarted, last.stop)]
         return Scope(BLOCKS, blocks=found, forms=forms, spans=tuple(spans), named=named)
     wanted = _option(options, "kind")
-    parts = feed_forwards(lists) if wanted == "mlp" else attentions(lists)
+    parts = feed_forwards(lists) if wanted == "mlp" else attentions(lists, kinds)
     if method == "taylorseer":
         parts = sorted([*parts, *feed_forwards(lists)], key=lambda part: part.name)
     if not parts:
