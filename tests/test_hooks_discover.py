@@ -1,4 +1,4 @@
-"""What enable_cache finds in a model: lists, kinds of attentions, streams, regions; against what is known of the families."""
+"""What enable_cache finds in a model: lists, kinds of attentions, streams, regions; against what the families are."""
 
 from __future__ import annotations
 

@@ -74,8 +74,8 @@ def main_lists(model: nn.Module, names: tuple[str, ...] | None = None) -> list[B
         shown = "; ".join(map(str, lists)) or "none"
         raise ConfigError(
             f"{type(model).__name__} has no list of transformer blocks. Looked for torch.nn.ModuleList whose entries have "
-            f"an attention or at least {_MATRICES} weight matrices each, and a forward; found: {shown}. Lists of any modules: "
-            f'{_all_lists(model)}. Name the right one: enable_cache(model, config, blocks="transformer_blocks").'
+            f"an attention or at least {_MATRICES} weight matrices each, and a forward; found: {shown}. Lists of any "
+            f'modules: {_all_lists(model)}. Name the right one: enable_cache(model, config, blocks="transformer_blocks").'
         )
     return main
 
