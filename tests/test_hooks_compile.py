@@ -1,0 +1,97 @@
+"""torch.compile of blocks and of whole models under enable_cache: the same images, whole blocks, nothing compiled twice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("diffusers")
+
+SCRIPT = """
+import sys, warnings
+warnings.simplefilter("ignore")
+sys.path.insert(0, {tests!r})
+import torch
+from mindie_cache import enable_cache
+from zoo import ZOO
+
+name, how, order, steps = {name!r}, {how!r}, {order!r}, 50
+entry = next(entry for entry in ZOO if entry.name == name)
+inputs = [entry.inputs(step=step / steps) for step in range(steps)]
+config = {{"method": {method!r}, **{fields!r}}}
+
+def play(model, steps=steps):
+    with torch.no_grad():
+        return [torch.utils._pytree.tree_leaves(model(**given))[0] for given in inputs[:steps]]
+
+def compiled(model):
+    from torch._dynamo.testing import CompileCounter
+    counter = CompileCounter()
+    if how == "blocks":
+        model.compile_repeated_blocks(backend=counter)
+        return model, counter
+    return torch.compile(model, backend=counter), counter
+
+plain = entry.build()
+with enable_cache(plain, config, num_inference_steps=steps):
+    wanted = play(plain)
+
+bare, bare_counter = compiled(entry.build())
+play(bare, 3)
+torch._dynamo.reset()
+torch._dynamo.utils.counters.clear()
+
+model = entry.build()
+if order == "enabled first":
+    handle = enable_cache(model, config, num_inference_steps=steps)
+    model, counter = compiled(model)
+else:
+    model, counter = compiled(model)
+    handle = enable_cache(model, config, num_inference_steps=steps)
+play(model, 6)
+early = counter.frame_count
+handle.reset()
+found = play(model)
+reused = 1 - handle.report().share_computed
+same = max(float((a - b).abs().max()) for a, b in zip(found, wanted))
+print("RESULT", bare_counter.frame_count, early, counter.frame_count, reused, same)
+"""
+
+
+def run(name, how, order, method, **fields):
+    """Graphs of the bare model, of the cached one early and after 50 steps, the share reused, the largest difference."""
+    code = SCRIPT.format(tests=str(Path(__file__).parent), name=name, how=how, order=order, method=method, fields=fields)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    _, bare, early, late, reused, difference = next(
+        line for line in done.stdout.splitlines() if line.startswith("RESULT")
+    ).split()
+    return int(bare), int(early), int(late), float(reused), float(difference)
+
+
+@pytest.mark.parametrize("order", ["enabled first", "compiled first"])
+@pytest.mark.parametrize(
+    ("name", "method", "fields"),
+    [
+        ("FluxTransformer2DModel", "dit_block_cache", {"step_interval": 2}),
+        ("WanTransformer3DModel", "taylorseer", {"options": {"lite": True, "interval": 3, "warmup_steps": 3}}),
+        ("QwenImageTransformer2DModel", "first_block", {"options": {"threshold": 1e6, "max_skip_steps": 1}}),
+    ],
+)
+def test_regional_compilation_has_the_graphs_of_the_bare_model(name, method, fields, order):
+    bare, early, late, reused, difference = run(name, "blocks", order, method, **fields)
+    assert (early, late) == (bare, bare)
+    assert reused > 0.3
+    assert difference < 1e-6
+
+
+@pytest.mark.parametrize("order", ["enabled first", "compiled first"])
+@pytest.mark.parametrize("name", ["FluxTransformer2DModel", "WanTransformer3DModel"])
+def test_a_whole_model_is_compiled_once_and_broken_between_blocks_only(name, order):
+    _, early, late, reused, difference = run(name, "whole", order, "dit_block_cache", step_interval=2)
+    assert early == late
+    assert reused == 0.5
+    assert difference < 1e-6
