@@ -135,18 +135,22 @@ def enable_cache(
         scope = scope_of(model, wish, _names(blocks), tuple(streams) if streams else None, _kinds(attentions))
         attachments[name] = Attachment(model, wish, scope, pipe, process_group)
     assert wish is not None
-    for model in models.values():
-        if _attached(model) is not None:
-            warnings.warn(f"{type(model).__name__} had a cache already: it is replaced.", CacheWarning, stacklevel=2)
-            disable_cache(model)
+    replaced = [old for old in map(_attached, models.values()) if old is not None]
+    if replaced:
+        names = ", ".join(type(old.model).__name__ for old in replaced)
+        warnings.warn(f"{names} had a cache already: it is replaced.", CacheWarning, stacklevel=2)
     done: list[Attachment] = []
     try:
+        for old in replaced:
+            old.remove()
         for one in attachments.values():
             one.install()
             done.append(one)
     except BaseException:
         for one in done:
             one.remove()
+        for old in replaced:
+            old.install()
         raise
     return CacheHandle(wish, attachments)
 
