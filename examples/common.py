@@ -157,10 +157,11 @@ class Example:
         return Result(frames.float().cpu().clamp(0, 1).movedim(1, -1), seconds)
 
     def uncached(self, pipe: Any, call: dict[str, Any]) -> Result | None:
-        """With --compare, a generation before the cache is enabled. Two steps warm the device up, so that times compare."""
+        """With --compare, a generation before the cache is enabled. An accelerator is warmed up by two steps."""
         if not self.options.compare:
             return None
-        self.generate(pipe, {**call, "num_inference_steps": min(2, call["num_inference_steps"])})
+        if self.device.type != "cpu":
+            self.generate(pipe, {**call, "num_inference_steps": min(2, call["num_inference_steps"])})
         return self.generate(pipe, call)
 
     def save(self, cached: Result, uncached: Result | None, report: CacheReport) -> None:

@@ -87,8 +87,8 @@ examples, the testbed:
 
 examples, pipelines:
   mindie-cache calibrate --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --steps 50 --shift 8 --out wan.json
-  mindie-cache calibrate --model /data/Qwen-Image-Edit --image cat.png --prompt "put a hat on the cat" --steps 40
-  mindie-cache calibrate --model /data/Wan2.2 --height 480 --width 832 --frames 81 --call guidance_scale_2=3 --offload
+  mindie-cache calibrate --model models/Qwen-Image-Edit --image cat.png --prompt "put a hat on the cat" --steps 40
+  mindie-cache calibrate --model models/Wan2.2 --height 480 --width 832 --frames 81 --call guidance_scale_2=3 --offload
   mindie-cache calibrate --pipeline mine.py:load --steps 30 --prompt-file prompts.txt --format lightx2v --out mag.json"""
 
 

@@ -17,6 +17,7 @@ sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "cache")]
 from tiny_pipelines import TINY, generate  # noqa: E402
 
 from mindie_cache import CacheAgent, CacheConfig, enable_cache  # noqa: E402
+from mindie_cache.hooks.levels import LEVELS  # noqa: E402
 
 NEEDED = ("diffusers", "transformers", "ftfy", "PIL")
 needs_diffusers = pytest.mark.skipif(
@@ -139,6 +140,24 @@ def test_help_teaches(run, capsys, name):
     assert len((EXAMPLES / name).read_text().splitlines()) <= 80
 
 
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md", "docs/diffusers.md", "docs/calibration.md"])
+def test_what_the_docs_point_to_exists(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if not link.startswith("http")]
+    assert [link for link in links if not ((ROOT / name).parent / link).exists()] == []
+    scripts = re.findall(r"examples/[\w/]+(?:\.py)?", text)
+    assert [script for script in scripts if not (ROOT / script).exists()] == []
+
+
+def test_the_docs_show_what_the_levels_are():
+    text = (ROOT / "docs/diffusers.md").read_text(encoding="utf-8")
+    for name, level in LEVELS.items():
+        first = f"the first {level.warmup_share:.0%}"
+        assert re.search(
+            rf"`{name}` \| {first}.*one of {level.interval} \| {level.threshold}, {level.max_skip_steps} \|", text
+        )
+
+
 # ---------------------------------------------------------------------------------------------------- by hand
 
 
@@ -210,7 +229,7 @@ def test_one_branch_alone_can_be_cached(edit, branch):
 @needs_diffusers
 def test_the_script_by_hand(run, monkeypatch):
     monkeypatch.setenv("UNCOND_CACHE", "0")
-    printed = run(BY_HAND, "--tiny", "--compare", "--steps", "8")
+    printed = run(BY_HAND, "--tiny", "--steps", "8")
     assert "cond: dit_block_cache: 12 of 32 blocks reused" in printed
     assert "uncond:" not in printed
     monkeypatch.setenv("UNCOND_CACHE", "no")
