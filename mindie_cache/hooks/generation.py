@@ -13,6 +13,7 @@ from mindie_cache.lanes import Track
 from mindie_cache.sessions import Review, Session
 
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+_MOST_UNREAD = 4  # branches whose embeddings are on a device: no guidance has more
 
 
 class Generation(Session):
@@ -40,15 +41,14 @@ class Generation(Session):
         """The branch of a forward: its name, or that of its conditioning; None if it cannot be known."""
         if sight.branch is not None:
             return sight.branch
+        unread = False
         for branch, kept in self._conditions.items():
             same = same_condition(kept, sight.conditions)
-            if same is None:
-                self.unclear = True
-                return None
+            unread = unread or same is None
             if same:
                 return branch
-        count = len(self._conditions)
-        if count == len(_ORDINALS):  # embeddings that change in every step
+        count = len(self._conditions)  # another branch: it begins with nothing, so this is never wrong
+        if count == (_MOST_UNREAD if unread else len(_ORDINALS)):  # embeddings that change in every step
             self.unclear = True
             self.forget()
             return None
@@ -68,12 +68,19 @@ class Generation(Session):
             return sight.position < last.position or sight.position - self._origin >= self.steps_count
         if sight.timestep is not None and last.timestep is not None:
             return sight.timestep > last.timestep or (sight.timestep < last.timestep and is_done)
-        return branch in self._calls and is_done
+        return is_done and (self._comes_again(branch) or (bool(self._calls) and branch not in self.tracks))
 
     def is_outdone(self, sight: Sight) -> bool:
         """Whether this generation had one step only, and the next one begins at a higher timestep."""
         last = self._last.timestep
         return self.step == 0 and last is not None and sight.timestep is not None and sight.timestep > last
+
+    def _comes_again(self, branch: str | None) -> bool:
+        """Whether this call begins a step, going by calls alone: branches keep their order, also if some are left out."""
+        if branch not in self.tracks or branch in self._calls:
+            return branch in self._calls
+        order = list(self.tracks)
+        return any([order.index(other) > order.index(branch) for other in self._calls])
 
     def _told_by_position(self, sight: Sight) -> bool:
         """Whether the scheduler's index tells the step; not if the timestep moves while it stands still."""
@@ -113,7 +120,7 @@ class Generation(Session):
             return sight.position - self._origin
         if sight.timestep is not None and self._last.timestep is not None:
             return self.step + (sight.timestep != self._last.timestep)
-        return self.step + (branch in self._calls)
+        return self.step + self._comes_again(branch)
 
     def _next_step(self, step: int) -> None:
         before = self._calls_before
