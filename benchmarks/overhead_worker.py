@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from overhead_variants import HIT, SUBJECTS, VARIANTS, WARM_UP, Phase, Sampler, Subject, Variant, make, quiet
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 PRODUCTS = {"aten::addmm", "aten::mm", "aten::bmm", "aten::linear"}
@@ -48,6 +49,18 @@ class Ops(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Lists(TorchFunctionMode):
+    """Counts the reads that reach no dispatcher on the CPU, but wait for any other device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.reads += func in (Tensor.tolist, Tensor.numpy)
+        return func(*args, **(kwargs or {}))
+
+
 def forward(model: Any, inputs: dict[str, Any]) -> Any:
     with model.cache_context("cond"):
         return model(**inputs)
@@ -61,8 +74,9 @@ def timed(model: Any, inputs: dict[str, Any]) -> float:
 
 
 def counted(model: Any, inputs: dict[str, Any]) -> Counter[str]:
-    with Ops(inputs["timestep"]) as ops:
+    with Ops(inputs["timestep"]) as ops, Lists() as lists:
         forward(model, inputs)
+    ops.seen["reads"] += lists.reads
     return ops.seen
 
 

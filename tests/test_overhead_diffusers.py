@@ -33,7 +33,8 @@ def test_forced_steps_do_the_work_that_they_are_compared_with(variant, subject):
     for phase in variant.phases:
         assert len(result["pairs"][phase.kind]) == 2
     if variant.library == variants.OURS:
-        assert {kind: reads["reads"] for kind, reads in result["reads"].items()} == {"compute": 0, "hit": 0}
+        expected = int(variant.name == "first_block")  # the others follow a schedule
+        assert {kind: reads["reads"] for kind, reads in result["reads"].items()} == {"compute": expected, "hit": expected}
 
 
 def test_other_work_than_forced_is_an_error():
