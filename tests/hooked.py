@@ -20,6 +20,16 @@ from tiny_pipelines import generate
 
 EVERY_OTHER = {"method": "dit_block_cache", "step_interval": 2}
 ALWAYS = {"method": "first_block", "options": {"threshold": 0.0}}  # looks, and computes every step
+LITE = {"method": "taylorseer", "options": {"lite": True, "order": 1, "interval": 3, "warmup_steps": 2}}
+SCHEDULED = {
+    "dit_block_cache": EVERY_OTHER,
+    "taylorseer lite": LITE,
+    "compute_steps": {"method": "dit_block_cache", "options": {"compute_steps": (0, 1, 4)}},
+    "magcache": {
+        "method": "magcache",
+        "options": {"cond_ratios": (1.0, *[0.98] * 7), "retention_ratio": 0.0, "max_skip_steps": 1},
+    },
+}
 BLOCKS = ("transformer_blocks.", "single_transformer_blocks.", "blocks.", "layers.")  # of the tiny pipelines
 ENTRIES: dict[str, Entry] = {entry.name: entry for entry in ZOO}
 
