@@ -269,7 +269,8 @@ class Engine:
             tuple([out.dtype if d else None for out, d in zip(outputs, differs, strict=True)]) if any(differs) else ()
         )
         if self.recipe.meter is not None:
-            self.recipe.meter.add(track.common.measured, track.branch, track.step, features[0], self.ranks)
+            main = features[min(lane.streams.main, len(features) - 1)]
+            self.recipe.meter.add(track.common.measured, track.branch, track.step, main, self.ranks)
         lane.history.push(track.step, features)
 
 

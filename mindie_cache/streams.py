@@ -25,6 +25,8 @@ def _bare(features: Features) -> Any:
 class WholeOutput:
     """The call is forwarded as it was made, and every tensor of its output is a stream, whatever the nesting."""
 
+    main = 0
+
     def of(self, index: int) -> WholeOutput:
         return self
 
@@ -61,6 +63,11 @@ class BlockStreams:
     def of(self, index: int) -> BlockStreams:
         """The streams of call `index`, where calls differ."""
         return self
+
+    @property
+    def main(self) -> int:
+        """Place of the hidden states among the streams."""
+        return self.names.index(HIDDEN) if self.names and HIDDEN in self.names else 0
 
     def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Features, tuple[Any, ...]]:
         """Return the input streams and the positional arguments for the block; may take names out of `kwargs`."""

@@ -31,7 +31,7 @@ def compiled(model):
     from torch._dynamo.testing import CompileCounter
     counter = CompileCounter()
     if how == "blocks":
-        model.compile_repeated_blocks(backend=counter)
+        model.compile_repeated_blocks(backend=counter, fullgraph=True)
         return model, counter
     return torch.compile(model, backend=counter), counter
 
@@ -95,3 +95,34 @@ def test_a_whole_model_is_compiled_once_and_broken_between_blocks_only(name, ord
     assert early == late
     assert reused == 0.5
     assert difference < 1e-6
+
+
+def test_a_copy_of_a_compiled_model_is_cached_too_and_disabling_leaves_it_compiled():
+    import copy
+
+    import torch
+    from zoo import ZOO
+
+    from mindie_cache import disable_cache, enable_cache
+
+    entry = next(entry for entry in ZOO if entry.name == "WanTransformer3DModel")
+    model = entry.build()
+    model.compile_repeated_blocks(backend="eager")
+    compiled = [block._compiled_call_impl for block in model.blocks]
+    asked = {"method": "dit_block_cache", "step_interval": 2}
+    handle = enable_cache(model, asked, num_inference_steps=4)
+
+    def play(model):
+        with torch.no_grad():
+            return [model(**entry.inputs(step=step / 4))[0] for step in range(4)]
+
+    wanted = play(model)
+    assert handle.report().share_computed == 0.5
+    twin = copy.deepcopy(model)
+    assert all(torch.equal(a, b) for a, b in zip(play(twin), wanted, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(play(entry.build()), wanted, strict=True))
+    disable_cache(twin)
+    assert all(torch.equal(a, b) for a, b in zip(play(twin), play(entry.build()), strict=True))
+    handle.disable()
+    assert [block._compiled_call_impl for block in model.blocks] == compiled
+    assert not any("forward" in vars(block) for block in (*model.blocks, *twin.blocks))

@@ -68,9 +68,13 @@ class Attachment:
         self._group = group
         self._pipe = None if pipe is None else ref(pipe)
         self._parameters = _parameters(model)
+        self.siblings: list[Attachment] = []  # the other experts of the pipeline
         self._start()
         site = self._engine(self.config.steps_count).recipe.site  # what is wrong with the configuration is said now
         self.patches = self._patches(site)
+        self._inner = [patch for patch in self.patches if isinstance(patch, BlockPatch | PartPatch)]
+        if self.steps_count is not None:
+            self._tell(self.steps_count)
 
     def _start(self) -> None:
         self._engines: dict[int, Engine] = {}
@@ -139,6 +143,9 @@ class Attachment:
             self._warn("training", TRAINING)
             return original(*args, **kwargs)
         values = {**dict(zip(self._parameters, args, strict=False)), **kwargs} if args else kwargs
+        if self._inner and self._inner[0].is_misplaced:
+            for patch in self._inner:
+                patch.follow()
         generation, track = (None, None) if fills_own_cache(values) else self._enter(values)
         if generation is None or track is None:
             return original(*args, **kwargs)
@@ -201,10 +208,19 @@ class Attachment:
             old.release(None)
             run.leave(old)
         engine = self._engine(steps)
+        self._tell(steps)
         generation = Generation(engine, sight, self._warn, partial(review, self._configs(steps), self._warn))
+        for other in self.siblings:
+            other.share(generation, sight)
         self._generations[run] = self._latest = generation
         run.join(generation)
         return generation
+
+    def share(self, generation: Generation, sight: Sight) -> None:
+        """What one expert measures goes on in the table of the other one, in the same generation of the pipeline."""
+        mine = self._latest
+        if mine is not None and sight.timesteps is not None and mine.timesteps is sight.timesteps:
+            generation.common.measured = mine.common.measured
 
     def _learn(self, old: Generation, sight: Sight) -> Sight:
         """Of a model whose timestep rises every step looks like a new generation: learned after three of them."""
@@ -222,14 +238,17 @@ class Attachment:
         engine = self._engines.get(steps)
         if engine is None:
             config = self._configs(steps)
-            off = self._off[steps] = bypass_reason(config)
-            if off:
-                self._warn("off", f"{config.method} is off and every call is computed. {off}.")
+            self._off[steps] = bypass_reason(config)
             recipe = built(config, self.scope)
-            for note in recipe.notes:
-                self._warn(note, note)
             engine = self._engines[steps] = Engine(recipe, self.scope.calls_count, steps, self._group)
         return engine
+
+    def _tell(self, steps: int) -> None:
+        """Say what should be known about the configuration with so many steps, once."""
+        for note in self._engine(steps).recipe.notes:
+            self._warn(note, note)
+        if self._off[steps]:
+            self._warn("off", f"{self.config.method} is off and every call is computed. {self._off[steps]}.")
 
     # ------------------------------------------------------------------------------------------------ what was done
 
@@ -261,7 +280,7 @@ class Attachment:
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in vars(self).items() if name not in _OF_THIS_PROCESS}
-        return {**state, "_pipe": None}
+        return {**state, "_pipe": None, "siblings": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -286,4 +305,4 @@ _OF_THIS_PROCESS = {
 
 
 def _parameters(model: nn.Module) -> tuple[str, ...]:
-    return tuple([name for name in inspect.signature(type(model).forward).parameters if name != "self"])
+    return tuple(inspect.signature(type(model).forward).parameters)[1:]  # without self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -36,6 +37,11 @@ class Generation(Session):
         self._calls: dict[str, int] = {}  # of each branch in this step
         self._calls_before: dict[str, int] = {}  # in the last step
         self._uneven: set[str] = set()  # branches called more than once in the last step, and not as often before
+
+    @property
+    def timesteps(self) -> Any:
+        """The scheduler's, to be known by identity."""
+        return self._last.timesteps
 
     def branch_of(self, sight: Sight) -> str | None:
         """The branch of a forward: its name, or that of its conditioning; None if it cannot be known."""

@@ -12,6 +12,8 @@ from torch import nn
 from mindie_cache.hooks.compiling import runs_eagerly, stay_eager
 from mindie_cache.hooks.sight import telling
 
+COMPILED = "_compiled_call_impl"  # where `torch.nn.Module.compile` keeps the compiled call, which comes before `forward`
+
 
 class Patch:
     """Stands in for one method of one module, as an attribute of that instance.
@@ -54,6 +56,18 @@ class Patch:
                 else:
                     holder[key] = self.original
 
+    @property
+    def is_misplaced(self) -> bool:
+        """Whether the module has been compiled, or copied without its compiled call, since this was installed."""
+        return (self.name == COMPILED) is (vars(self.module).get(COMPILED) is None) or not self.active
+
+    def follow(self) -> None:
+        """Stand before the compiled call, so that a block is compiled as it is and a skipped one is not entered."""
+        if self.is_misplaced:
+            self.remove()
+            self.name = "forward" if vars(self.module).get(COMPILED) is None else COMPILED
+            self.install()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """In a copy of the whole model, its patch; in a copy of a part, the plain method of that copy."""
         module = copy.deepcopy(self.module, memo)
@@ -66,7 +80,10 @@ class Patch:
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in _DERIVED}
+        state = {name: value for name, value in vars(self).items() if name not in _DERIVED}
+        if self.name == COMPILED:  # copies of a module are not compiled
+            state.update(name="forward", own=None, active=False)
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -92,6 +109,8 @@ def _places(module: nn.Module, name: str) -> list[tuple[dict[str, Any], str]]:
 def _innermost(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
     """Where a patch belongs: in the place of the module's own method, below hooks that move its weights. They remove and
     renew themselves after a generation or when an adapter is loaded, and put back what they found below."""
+    if name == COMPILED:
+        return vars(module), name
     own = MethodType(getattr(type(module), name), module)
     return next(((holder, key) for holder, key in _places(module, name) if holder[key] == own), (vars(module), name))
 

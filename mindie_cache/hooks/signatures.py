@@ -55,7 +55,7 @@ def form_of(block: nn.Module, streams: tuple[str, ...] | None = None) -> Form:
 @cache
 def _form(kind: Any) -> Form:
     forward: Callable[..., Any] = kind.forward
-    parameters = tuple([name for name in inspect.signature(forward).parameters if name != "self"])
+    parameters = tuple(inspect.signature(forward).parameters)[1:]  # without self
     known = STREAMS.get(kind.__name__)
     if known:
         return Form(parameters, known, False)
@@ -82,6 +82,11 @@ class ModuleStreams(BlockStreams):
     def __init__(self, form: Form):
         super().__init__(form.streams)
         self._form = form
+
+    @property
+    def main(self) -> int:
+        first = self._form.parameters[0]
+        return self._form.streams.index(first) if first in self._form.streams else super().main
 
     def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Features, tuple[Any, ...]]:
         values = self._form.bound(args, kwargs)
