@@ -127,7 +127,7 @@ def adapter(model):
     from peft import LoraConfig
 
     torch.manual_seed(1)
-    model.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False), "style")
+    model.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_k"], init_lora_weights=False), "style")
 
 
 @pytest.mark.parametrize("method", ["whole stack", "taylorseer"])
@@ -155,6 +155,29 @@ def test_an_adapter_comes_and_goes(first, method):
         assert torch.equal(latents("flux", pipe), styled)
         pipe.transformer.delete_adapters("style")
         assert torch.equal(latents("flux", pipe), plain)
+
+
+@pytest.mark.parametrize("kind", ["blocks", "leaves"])
+def test_an_adapter_is_loaded_while_offloading(kind):
+    """The pipeline takes its hooks off to load it, and puts them on again."""
+    from peft import get_peft_model_state_dict
+
+    answer, pipe = TINY["flux"].build(), TINY["flux"].build()
+    adapter(answer.transformer)
+    weights = get_peft_model_state_dict(answer.transformer, adapter_name="style")
+    with enable_cache(answer, EVERY_OTHER):
+        styled = latents("flux", answer)
+    OFFLOADS[kind][0](pipe)
+    with enable_cache(pipe, EVERY_OTHER) as handle:
+        plain = latents("flux", pipe)
+        pipe.load_lora_weights({f"transformer.{name}": value for name, value in weights.items()}, "style")
+        for _ in range(2):
+            assert torch.equal(latents("flux", pipe), styled)
+            assert rows(handle) == {"transformer": {"cond": "#.#."}}
+        pipe.unload_lora_weights()
+        assert torch.equal(latents("flux", pipe), plain)
+        assert rows(handle) == {"transformer": {"cond": "#.#."}}
+    assert not patches(pipe)
 
 
 @pytest.mark.parametrize("method", ["whole stack", "attention", "first_block"])
