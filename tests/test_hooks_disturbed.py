@@ -183,3 +183,17 @@ def test_two_threads_on_one_transformer(name, method):
         assert torch.equal(found[1], alone[1])
     bare = latents(name, pipe, steps=6)
     assert error(alone[0], bare) > 0
+
+
+def test_another_pipeline_with_more_steps_and_a_scheduler_of_its_own():
+    """The number of its steps is not known, which is said; what it computes is right."""
+    pipe = TINY["flux"].build()
+    other = other_pipeline(pipe)
+    other.set_progress_bar_config(disable=True)
+    with enable_cache(other, EVERY_OTHER):
+        wanted = latents("flux", other, steps=8)
+    with enable_cache(pipe, EVERY_OTHER):
+        latents("flux", pipe, steps=4)
+        with pytest.warns(match="enable the cache through the pipeline that generates"):
+            found = latents("flux", other, steps=8)
+    assert torch.equal(found, wanted)  # the schedule is the same after a fresh start at step 4

@@ -81,6 +81,16 @@ def test_a_foreign_model_needs_the_number_of_steps():
         assert marks(only(handle)) == {"first": "#.#."}
 
 
+def test_a_loop_that_is_longer_than_told_is_said_once():
+    model = Stepper()
+    times = [torch.tensor([7.0 - step]) for step in range(8)]
+    says = pytest.warns(match="goes on after its 4 steps")
+    with enable_cache(model, EVERY_OTHER, num_inference_steps=4), says as caught:
+        found = [float(model(torch.zeros(1, 2), time)[0, 0]) / 6 for time in times * 2]
+    assert len(caught) == 1
+    assert found == [7, 7, 5, 5, 3, 3, 1, 1] * 2
+
+
 # ------------------------------------------------------------------------------------------------ requests
 
 

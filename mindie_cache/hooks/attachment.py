@@ -47,6 +47,12 @@ REPEATS = (
     "computed. Use a method for whole forwards, e.g. easycache."
 )
 
+LONG = (
+    "The generation goes on after its {} steps: starting afresh. Tell the number of steps by "
+    "handle.refresh(num_inference_steps=50), or, if the model is in several pipelines, enable the cache through the pipeline "
+    "that generates."
+)
+
 
 class Attachment:
     """A model that is cached.
@@ -204,6 +210,8 @@ class Attachment:
             )
         old = self._generations.get(run)
         if old is not None:
+            if old.is_too_short(sight):
+                self._warn("long run", LONG.format(old.steps_count))
             sight = self._learn(old, sight)
             old.release(None)
             run.leave(old)

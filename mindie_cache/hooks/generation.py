@@ -76,6 +76,12 @@ class Generation(Session):
             return sight.timestep > last.timestep or (sight.timestep < last.timestep and is_done)
         return is_done and (self._comes_again(branch) or (bool(self._calls) and branch not in self.tracks))
 
+    def is_too_short(self, sight: Sight) -> bool:
+        """Whether the timestep goes on falling after the last step."""
+        last, now = self._last.timestep, sight.timestep
+        same_run = self._last.timesteps is sight.timesteps
+        return same_run and self.step + 1 >= self.steps_count and last is not None and now is not None and now < last
+
     def is_outdone(self, sight: Sight) -> bool:
         """Whether this generation had one step only, and the next one begins at a higher timestep."""
         last = self._last.timestep
