@@ -20,7 +20,7 @@ from mindie_cache.hooks.calls import BlockPatch, Forward, PartPatch, under_way
 from mindie_cache.hooks.compiling import stay_eager
 from mindie_cache.hooks.families import RISING, fills_own_cache
 from mindie_cache.hooks.generation import Generation
-from mindie_cache.hooks.patches import ContextPatch, ModelPatch, Patch
+from mindie_cache.hooks.patches import CallPatch, ContextPatch, ModelPatch, Patch
 from mindie_cache.hooks.regions import BLOCKS, PARTS, ROOT, Scope, built
 from mindie_cache.hooks.sight import Sight, look
 from mindie_cache.hooks.wish import Wish
@@ -49,8 +49,8 @@ REPEATS = (
 
 LONG = (
     "The generation goes on after its {} steps: starting afresh. Tell the number of steps by "
-    "handle.refresh(num_inference_steps=50), or, if the model is in several pipelines, enable the cache through the pipeline "
-    "that generates."
+    "handle.refresh(num_inference_steps=50); or, if several pipelines share the model, enable the cache through the one that "
+    "generates."
 )
 
 
@@ -78,7 +78,7 @@ class Attachment:
         self._start()
         site = self._engine(self.config.steps_count).recipe.site  # what is wrong with the configuration is said now
         self.patches = self._patches(site)
-        self._inner = [patch for patch in self.patches if isinstance(patch, BlockPatch | PartPatch)]
+        self._inner = [patch for patch in self.patches if isinstance(patch, CallPatch)]
         if self.steps_count is not None:
             self._tell(self.steps_count)
 
@@ -149,9 +149,9 @@ class Attachment:
             self._warn("training", TRAINING)
             return original(*args, **kwargs)
         values = {**dict(zip(self._parameters, args, strict=False)), **kwargs} if args else kwargs
-        if self._inner and self._inner[0].is_misplaced:
+        if self._inner and not self._inner[0].is_installed:
             for patch in self._inner:
-                patch.follow()
+                patch.install()
         generation, track = (None, None) if fills_own_cache(values) else self._enter(values)
         if generation is None or track is None:
             return original(*args, **kwargs)
