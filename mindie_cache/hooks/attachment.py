@@ -49,8 +49,8 @@ REPEATS = (
 
 LONG = (
     "The generation goes on after its {} steps: starting afresh. Tell the number of steps by "
-    "handle.refresh(num_inference_steps=50); or, if several pipelines share the model, enable the cache through the one that "
-    "generates."
+    "handle.refresh(num_inference_steps=50); or, if several pipelines share the model, enable the cache through the one "
+    "that generates."
 )
 
 
