@@ -1,39 +1,25 @@
-"""Calibrate a pipeline: whole generations without reuse, all experts into one table. Owns no measurement and no loading.
-
-What is measured is the main stream (`hidden_states`), from the input of the first block of the cached range to the output of
-the last one, also of blocks that return the text first. Which branch and step a forward is, `enable_cache` finds out.
-"""
+"""Calibrate a pipeline: whole generations without reuse, through `enable_cache`. Owns no measurement and no loading."""
 
 from __future__ import annotations
 
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
 from mindie_cache.calibration import files
 from mindie_cache.calibration.facts import default_of, guidance_name, quiet, shifted, sigma_shift
-from mindie_cache.calibration.meter import ResidualMeter
-from mindie_cache.calibration.result import Calibration, Curves, Provenance
+from mindie_cache.calibration.result import Calibration, Curves
 from mindie_cache.checks import whole
-from mindie_cache.config import CacheConfig
-from mindie_cache.distributed import Ranks
 from mindie_cache.errors import CacheError, ConfigError, did_you_mean
 from mindie_cache.hooks import enable_cache
-from mindie_cache.hooks.calls import under_way
-from mindie_cache.hooks.regions import built, scope_of
-from mindie_cache.hooks.wish import read_wish
-from mindie_cache.methods.calibrator import CalibratorOptions
-from mindie_cache.taps import HIDDEN
 
 DEFAULT_PROMPT = "a red fox runs through fresh snow in the morning sun"
 
@@ -87,15 +73,9 @@ class PipelineCalibration:
         ):
             asked = {"method": "calibrator", "options": self._options(pipe, call)}
             found = []
-            with enable_cache(pipe, asked) as handle:
-                models = {name: _inner(getattr(pipe, name)) for name in handle.report().models}
-                for prompt, seed in pairs:
-                    generator = torch.Generator().manual_seed(seed)
-                    watch = _Watch(models, asked, steps, bar.update)
-                    with watch.hooked():
-                        _generate(pipe, {**call, "prompt": prompt, "generator": generator})
-                    found.append(watch.result())
-                    handle.reset()
+            for prompt, seed in pairs:
+                generator = torch.Generator().manual_seed(seed)
+                found.append(_measured(pipe, asked, {**call, "prompt": prompt, "generator": generator}, bar))
         calibration = pooled(found)
         if self.out is not None:
             calibration.save(self.out, self.format)
@@ -133,76 +113,20 @@ class PipelineCalibration:
         }
 
 
-class _Watch:
-    """One generation of all experts of a pipeline: feeds one record, so that a table goes on where the expert changes."""
+def _measured(pipe: Any, asked: Mapping[str, Any], call: Mapping[str, Any], bar: Any) -> Calibration:
+    """One generation. All experts of a pipeline write into one table; the first one that ran has it."""
+    before = bar.n
+    with enable_cache(pipe, asked) as handle, ExitStack() as stack:
 
-    def __init__(self, models: Mapping[str, nn.Module], asked: Any, steps: int, on_step: Callable[[], Any]):
-        self._models = models
-        self._wish = read_wish(asked)
-        self._steps = steps
-        self._on_step = on_step
-        self._measured: dict[str, Any] = {}
-        self._entered: tuple[str, int, torch.Tensor] | None = None
-        self._seen = -1  # the last step
-        self._meter = self._new_meter(steps)
+        def show(*_: Any) -> None:
+            steps = {record.step for report in handle.report().models.values() for record in report.steps}
+            bar.update(before + len(steps) - bar.n)
 
-    def _new_meter(self, steps: int) -> ResidualMeter:
-        options: CalibratorOptions = self._wish.config(1, steps).options
-        provenance = Provenance(
-            model=options.model_name,
-            steps=steps,
-            sigma_shift=options.sigma_shift,
-            scheduler=options.scheduler,
-            resolution=options.resolution,
-            guidance_scale=options.guidance_scale,
-        )
-        return ResidualMeter(provenance=provenance, signal=options.signal)
-
-    @contextmanager
-    def hooked(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for model in self._models.values():
-                for handle in self._hooks(model):
-                    stack.callback(handle.remove)
-            yield
-
-    def _hooks(self, model: nn.Module) -> Iterator[RemovableHandle]:
-        scope = scope_of(model, self._wish)
-        config: CacheConfig = self._wish.config(scope.calls_count, self._steps)
-        tap = built(config, scope).signal
-        span = max(scope.spans, key=lambda one: one.stop - one.start)
-        first, last = scope.forms[span.start], scope.forms[span.stop - 1]
-        name = HIDDEN if HIDDEN in first.streams else first.streams[0]
-        place = last.streams.index(name) if name in last.streams else 0
-
-        def enter(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            values = first.bound(args, kwargs)
-            now = under_way.get()
-            if now is None:
-                return
-            branch, step = now.track.branch, now.track.step
-            if step > self._seen:
-                self._seen = step
-                self._on_step()
-            if tap is not None:
-                self._meter.see(self._measured, branch, step, tap.take(block, (values[name],), values, None))
-            self._entered = branch, step, values[name].detach().clone()
-
-        def leave(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if self._entered is None:
-                return
-            (branch, step, before), self._entered = self._entered, None
-            after = output[place] if isinstance(output, tuple | list) else output
-            self._meter.add(self._measured, branch, step, after.detach() - before, Ranks(None))
-
-        yield scope.blocks[span.start].register_forward_pre_hook(enter, with_kwargs=True)
-        yield scope.blocks[span.stop - 1].register_forward_hook(leave)
-
-    def result(self) -> Calibration:
-        """What was measured, of as many steps as there were: a run that starts from a picture has fewer."""
-        done = self._seen + 1
-        meter = self._meter if done in (0, self._steps) else self._new_meter(done)
-        return meter.result(self._measured, Ranks(None))
+        for name in handle.report().models:
+            stack.callback(getattr(pipe, name).register_forward_hook(show).remove)
+        _generate(pipe, call)
+        used = [name for name, report in handle.report().models.items() if report.steps]
+        return handle.calibration(used[0] if used else None)
 
 
 def pooled(calibrations: Sequence[Calibration]) -> Calibration:
@@ -237,11 +161,6 @@ def _pooled(curves: Sequence[Curves], weights: Sequence[int]) -> Curves:
         rows.append((mean, math.sqrt(moment / max(1, total - 1)), sum(cosine * n for _, _, cosine, n in parts) / total))
     ratios, stds, cosines = zip(*rows, strict=True)
     return Curves(ratios, stds, cosines, tuple([pair for one in curves for pair in one.changes]))
-
-
-def _inner(model: nn.Module) -> nn.Module:
-    """The module itself, of one that torch.compile has wrapped."""
-    return getattr(model, "_orig_mod", model)
 
 
 def _generate(pipe: Any, call: Mapping[str, Any]) -> None:
