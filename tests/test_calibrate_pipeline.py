@@ -160,8 +160,10 @@ def test_a_picture_prompts_from_a_file_and_other_arguments(calibrate, tmp_path):
 
 
 @needs_diffusers
-def test_a_signal_gives_a_polynomial_too(calibrate):
-    _, document, printed = calibrate("flux", "--steps", "12", "--signal", "temb")
+@pytest.mark.parametrize(("name", "signal"), [("flux", "temb"), ("flux", "hidden_states"), ("wan22", "temb")])
+def test_a_signal_gives_a_polynomial_too(calibrate, name, signal):
+    _, document, printed = calibrate(name, "--steps", "12", "--signal", signal)
+    assert document["teacache"]["signal"] == signal
     assert len(document["teacache"]["coefficients"]) == 5
     assert "magcache, ada_taylor and teacache" in printed.out
 
@@ -177,6 +179,22 @@ def test_lightx2v_gets_its_keys(calibrate):
 def test_a_run_that_starts_from_a_picture_has_fewer_steps(calibrate):
     _, document, _ = calibrate("flux-img2img", "--steps", "8")
     assert len(document["cond_mag_ratios"]) == document["num_inference_steps"] == 6
+
+
+@needs_diffusers
+def test_the_bar_counts_the_steps_of_all_generations(calibrate):
+    code, document, printed = calibrate("wan22", "--steps", "6", "--seed", "0", "--seed", "1")
+    assert code == 0
+    assert "| 12/12 [" in printed.err
+    assert document["provenance"]["tokens"] == 2 * 3 * 4 * 4
+
+
+@needs_diffusers
+def test_an_expert_that_never_runs_leaves_the_table_to_the_other():
+    pipe = TINY["wan22"].build()
+    pipe.register_to_config(boundary_ratio=1.1)  # everything is below: transformer_2
+    found = PipelineCalibration(name="tiny", steps=4, call=TINY["wan22"].call()).run(pipe)
+    assert {name: len(curves.ratios) for name, curves in found.branches.items()} == {"cond": 4, "uncond": 4}
 
 
 @needs_diffusers

@@ -22,7 +22,7 @@ from mindie_cache.methods.seacache import LATENTS
 from mindie_cache.recipes import METHODS
 from mindie_cache.sites import BlockRange, BlockSpans, EachBlock, EachCall, Span
 from mindie_cache.streams import BlockStreams, Rebuild
-from mindie_cache.taps import Argument, Probe, Tap, model_input
+from mindie_cache.taps import Argument, ModelInput, Probe, Tap, model_input
 
 ROOT, PARTS, BLOCKS = "forward", "parts", "blocks"
 
@@ -154,7 +154,9 @@ def fitted(recipe: Recipe, scope: Scope) -> Recipe:
     assert isinstance(site, BlockSpans | EachBlock | EachCall)
     first = site.spans[0].start if isinstance(site, BlockSpans) and site.spans else 0
     signal = recipe.signal
-    if isinstance(signal, Argument) and (signal.name == "temb" or signal.name not in scope.forms[first].parameters):
+    if isinstance(signal, Argument) and signal.name == scope.forms[first].parameters[0]:
+        signal = ModelInput()  # patches give it as the first positional argument
+    elif isinstance(signal, Argument) and (signal.name == "temb" or signal.name not in scope.forms[first].parameters):
         signal = TimeEmbedding(scope.forms[first].parameters)
     return replace(recipe, site=site, streams=RegionStreams(scope.forms), signal=signal, probe=_probe(recipe.probe, scope))
 
