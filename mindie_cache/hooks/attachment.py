@@ -20,7 +20,7 @@ from mindie_cache.hooks.calls import BlockPatch, Forward, PartPatch, under_way
 from mindie_cache.hooks.compiling import stay_eager
 from mindie_cache.hooks.families import RISING, fills_own_cache
 from mindie_cache.hooks.generation import Generation
-from mindie_cache.hooks.patches import CallPatch, ContextPatch, ModelPatch, Patch
+from mindie_cache.hooks.patches import CALL, FORWARD, CallPatch, ContextPatch, ModelPatch, Patch
 from mindie_cache.hooks.regions import BLOCKS, PARTS, ROOT, Scope, built
 from mindie_cache.hooks.sight import Sight, look
 from mindie_cache.hooks.wish import Wish
@@ -149,9 +149,10 @@ class Attachment:
             self._warn("training", TRAINING)
             return original(*args, **kwargs)
         values = {**dict(zip(self._parameters, args, strict=False)), **kwargs} if args else kwargs
-        if self._inner and not self._inner[0].is_installed:
+        place = FORWARD if stay_eager() else CALL
+        if self._inner and not self._inner[0].stands_at(place):
             for patch in self._inner:
-                patch.install()
+                patch.move(place)
         generation, track = (None, None) if fills_own_cache(values) else self._enter(values)
         if generation is None or track is None:
             return original(*args, **kwargs)

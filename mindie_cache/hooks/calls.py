@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from mindie_cache.hooks.compiling import runs_eagerly
-from mindie_cache.hooks.patches import Patch
+from mindie_cache.hooks.patches import CallPatch
 from mindie_cache.hooks.signatures import Form
 from mindie_cache.lanes import Lane, Track
 
@@ -28,7 +28,7 @@ under_way: ContextVar[Forward | None] = ContextVar("mindie_cache_forward", defau
 _now = under_way.get
 
 
-class PartPatch(Patch):
+class PartPatch(CallPatch):
     """A module that is a region of its own, such as an attention."""
 
     def __init__(self, module: nn.Module, owner: Any, index: int):
@@ -46,7 +46,7 @@ class PartPatch(Patch):
         return now.call(now.track, self.index, self.original, args, kwargs)
 
 
-class BlockPatch(Patch):
+class BlockPatch(CallPatch):
     """A block of a range. Those at its ends go to the engine; those between do what it has decided there.
 
     Args:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import TypeVar
 
+import torch
+
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
@@ -16,10 +18,15 @@ def runs_eagerly(function: Function) -> Function:
     return function
 
 
-def stay_eager() -> None:
-    """Tell torch.compile, if it is in use, to run the frames of this package and to compile those that they call."""
-    if "torch._dynamo" in sys.modules:
-        _skip_own_frames()
+def stay_eager() -> bool:
+    """Tell torch.compile, if it is in use, to run the frames of this package and to compile those that they call.
+
+    Returns whether the caller is called by compiled code.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return False
+    _skip_own_frames()
+    return callable(torch._C._dynamo.eval_frame.get_eval_frame_callback())
 
 
 @cache

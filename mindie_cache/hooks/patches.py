@@ -9,10 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from mindie_cache.hooks.compiling import runs_eagerly, stay_eager
+from mindie_cache.hooks.compiling import runs_eagerly
 from mindie_cache.hooks.sight import telling
-
-COMPILED = "_compiled_call_impl"  # where `torch.nn.Module.compile` keeps the compiled call, which comes before `forward`
 
 
 class Patch:
@@ -56,18 +54,6 @@ class Patch:
                 else:
                     holder[key] = self.original
 
-    @property
-    def is_misplaced(self) -> bool:
-        """Whether the module has been compiled, or copied without its compiled call, since this was installed."""
-        return (self.name == COMPILED) is (vars(self.module).get(COMPILED) is None) or not self.active
-
-    def follow(self) -> None:
-        """Stand before the compiled call, so that a block is compiled as it is and a skipped one is not entered."""
-        if self.is_misplaced:
-            self.remove()
-            self.name = "forward" if vars(self.module).get(COMPILED) is None else COMPILED
-            self.install()
-
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """In a copy of the whole model, its patch; in a copy of a part, the plain method of that copy."""
         module = copy.deepcopy(self.module, memo)
@@ -80,10 +66,7 @@ class Patch:
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: value for name, value in vars(self).items() if name not in _DERIVED}
-        if self.name == COMPILED:  # copies of a module are not compiled
-            state.update(name="forward", own=None, active=False)
-        return state
+        return {name: value for name, value in vars(self).items() if name not in _DERIVED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -109,10 +92,59 @@ def _places(module: nn.Module, name: str) -> list[tuple[dict[str, Any], str]]:
 def _innermost(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
     """Where a patch belongs: in the place of the module's own method, below hooks that move its weights. They remove and
     renew themselves after a generation or when an adapter is loaded, and put back what they found below."""
-    if name == COMPILED:
-        return vars(module), name
     own = MethodType(getattr(type(module), name), module)
     return next(((holder, key) for holder, key in _places(module, name) if holder[key] == own), (vars(module), name))
+
+
+class CallPatch(Patch):
+    """Stands before the call of a module, where `torch.nn.Module.compile` puts the compiled one; or, inside a model that is
+    compiled as a whole, which does not look there, in the place of `forward`.
+
+    A call that is skipped there costs neither the hooks of other libraries, which would bring weights to the device, nor
+    those of PyTorch; and a compiled module stays whole behind it.
+    """
+
+    def __init__(self, module: nn.Module, owner: Any):
+        super().__init__(module, owner, CALL)
+
+    def _plain(self) -> Callable[..., Any]:
+        return super()._plain() if self.name != CALL else self.own or self.module._call_impl
+
+    def install(self) -> None:
+        if self.name != CALL:
+            return super().install()
+        self.own = vars(self.module).get(CALL)
+        self.original = self._plain()
+        vars(self.module)[CALL] = self
+        self.active = True
+        return None
+
+    def remove(self) -> None:
+        if self.name != CALL:
+            return super().remove()
+        self.active = False
+        if vars(self.module).get(CALL) is self:
+            vars(self.module)[CALL] = self.own
+            if self.own is None:
+                del vars(self.module)[CALL]
+        return None
+
+    def stands_at(self, name: str) -> bool:
+        """Whether it is there still: the module may have been compiled, or copied, since it was installed."""
+        return self.name == name and (name != CALL or vars(self.module).get(CALL) is self)
+
+    def move(self, name: str) -> None:
+        if self.name != name:
+            self.remove()
+            self.name = name
+        self.install()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return {**state, "own": None} if self.name == CALL else state  # PyTorch leaves this call out of copies of a module
+
+
+CALL, FORWARD = "_compiled_call_impl", "forward"
 
 
 class ContextPatch(Patch):
@@ -152,5 +184,4 @@ class ModelPatch(Patch):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.active:
             return self.original(*args, **kwargs)
-        stay_eager()
         return self.owner.forward(self.original, args, kwargs)
