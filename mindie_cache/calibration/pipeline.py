@@ -178,7 +178,4 @@ def usage(calibration: Calibration, path: Path) -> str:
     facts = calibration.provenance
     options = {"preset": str(path)} if facts.sigma_shift is None else {"preset": str(path), "sigma_shift": facts.sigma_shift}
     methods = "magcache and ada_taylor" if calibration.signal is None else "magcache, ada_taylor and teacache"
-    return (
-        f"{path} is a preset of {methods}:\n"
-        f'  enable_cache(pipe, {{"method": "ada_taylor", "options": {options}}}, num_inference_steps={facts.steps})'
-    )
+    return f'{path} is a preset of {methods}:\n  enable_cache(pipe, {{"method": "ada_taylor", "options": {options}}})'
