@@ -52,7 +52,7 @@ class Common:
     """What the branches of one run share for one agent: the log, and the decision of a policy that is `shared`."""
 
     __slots__ = (
-        *("decider", "log", "measured", "offer", "review", "tracks", "warn"),
+        *("_kept", "decider", "log", "measured", "offer", "review", "tracks", "warn"),
         *("reason", "reuse", "since", "state", "step"),
     )
 
@@ -63,12 +63,18 @@ class Common:
         self.measured: dict[str, Any] = {}  # of a recipe with a meter, see methods/base.py; survives `forget`
         self.offer: Offer | None = None  # of the branch that others are predicted from
         self.tracks: WeakSet[Track] = WeakSet()  # a track owns this, so that what it keeps dies with its scope
+        self._kept: dict[str, int] = {}  # bytes, by branch, at the end of its last computed pass
         self.state: Any = None
         self.step = -1  # that `reuse` and `reason` belong to
         self.decider = ""  # the branch that took this decision
         self.since = -1  # last step that was computed by this decision
         self.reuse = False
         self.reason = ""
+
+    def kept_by(self, track: Track) -> int:
+        """Bytes kept over all branches, of which `track` has just ended a pass."""
+        self._kept[track.branch] = track.nbytes
+        return sum(self._kept.values())
 
     @property
     def nbytes(self) -> int:
@@ -213,7 +219,7 @@ class Track:
 
     def close_pass(self) -> None:
         """Write the pass under way into the log."""
-        self.common.log.add(self.record(), 0 if self.reuse else self.common.nbytes)  # a reused step keeps nothing new
+        self.common.log.add(self.record(), 0 if self.reuse else self.common.kept_by(self))  # a reused step keeps nothing new
         self.missed = self.reused = 0
         self.index = len(self.lanes)
 

@@ -37,6 +37,8 @@ class WholeOutput:
         """Return the output's leaves and the function that builds an output of the same form from new leaves."""
         if isinstance(output, torch.Tensor):
             return (output,), _bare
+        if type(output) is tuple and all([isinstance(item, torch.Tensor) for item in output]):
+            return output, tuple  # what flattening would give, at a tenth of its cost
         leaves, form = pytree.tree_flatten(output)
         for leaf in leaves:
             if not isinstance(leaf, _LEAVES):

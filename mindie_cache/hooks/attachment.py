@@ -18,7 +18,7 @@ from mindie_cache.engine import Engine
 from mindie_cache.errors import ParametersInvalid, WarnOnce
 from mindie_cache.hooks.calls import BlockPatch, Forward, PartPatch, under_way
 from mindie_cache.hooks.compiling import stay_eager
-from mindie_cache.hooks.families import RISING, fills_own_cache
+from mindie_cache.hooks.families import OWN_CACHE, RISING, fills_own_cache
 from mindie_cache.hooks.generation import Generation
 from mindie_cache.hooks.patches import CALL, FORWARD, CallPatch, ContextPatch, ModelPatch, Patch
 from mindie_cache.hooks.regions import BLOCKS, PARTS, ROOT, Scope, built
@@ -74,6 +74,7 @@ class Attachment:
         self._group = group
         self._pipe = None if pipe is None else ref(pipe)
         self._parameters = _parameters(model)
+        self._has_own_cache = any(name in OWN_CACHE for name in self._parameters)
         self.siblings: list[Attachment] = []  # the other experts of the pipeline
         self._start()
         site = self._engine(self.config.steps_count).recipe.site  # what is wrong with the configuration is said now
@@ -153,7 +154,7 @@ class Attachment:
         if self._inner and not self._inner[0].stands_at(place):
             for patch in self._inner:
                 patch.move(place)
-        generation, track = (None, None) if fills_own_cache(values) else self._enter(values)
+        generation, track = (None, None) if self._has_own_cache and fills_own_cache(values) else self._enter(values)
         if generation is None or track is None:
             return original(*args, **kwargs)
         call = generation.engine.call

@@ -41,6 +41,9 @@ STREAMS: dict[str, tuple[str, ...]] = {
 }
 
 
+OWN_CACHE = ("kv_cache_mode", "kv_cache_flag")
+
+
 def fills_own_cache(values: Mapping[str, Any]) -> bool:
     """Whether a pass only fills a key-value cache of the model's own: it is computed, and is no step."""
     flags = values.get("kv_cache_flag")

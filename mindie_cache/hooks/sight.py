@@ -7,8 +7,7 @@ are the same branch. Steps follow from the scheduler's index, or from the timest
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from contextvars import ContextVar
 from functools import cache
 from typing import Any, NamedTuple
@@ -40,15 +39,19 @@ _told: ContextVar[Context | None] = ContextVar("mindie_cache_context", default=N
 told = _told.get
 
 
-@contextmanager
-def telling(name: str, **fields: Any) -> Iterator[None]:
+class telling:  # noqa: N801 - a context manager, as small as it can be: it is entered for every forward
     """Forwards inside belong to the branch `name`."""
-    known = {key: value for key, value in fields.items() if key in Context._fields}
-    token = _told.set(Context(name, **known))
-    try:
-        yield
-    finally:
-        _told.reset(token)
+
+    __slots__ = ("_context", "_token")
+
+    def __init__(self, name: str, **fields: Any):
+        self._context = Context(name, **{key: value for key, value in fields.items() if key in Context._fields})
+
+    def __enter__(self) -> None:
+        self._token = _told.set(self._context)
+
+    def __exit__(self, *error: object) -> None:
+        _told.reset(self._token)
 
 
 class Sight(NamedTuple):
@@ -127,7 +130,7 @@ def _first(values: Mapping[str, Any], names: tuple[str, ...]) -> Any:
 def host_value(timestep: Any) -> float | None:
     """The (largest) timestep, if it can be read without waiting for a device."""
     if isinstance(timestep, torch.Tensor):
-        if timestep.device.type != "cpu" or not timestep.numel():
+        if not timestep.is_cpu or not timestep.numel():
             return None
         return float(timestep) if timestep.numel() == 1 else float(timestep.max())
     return float(timestep) if isinstance(timestep, int | float) else None
