@@ -268,7 +268,7 @@ class Engine:
         lane.casts = (
             tuple([out.dtype if d else None for out, d in zip(outputs, differs, strict=True)]) if any(differs) else ()
         )
-        if self.recipe.meter is not None:
+        if self.recipe.meter is not None and lane is max(track.distinct_lanes, key=lambda one: one.last - one.start):
             main = features[min(lane.streams.main, len(features) - 1)]
             self.recipe.meter.add(track.common.measured, track.branch, track.step, main, self.ranks)
         lane.history.push(track.step, features)

@@ -78,12 +78,19 @@ class ModulatedInput(Tap):
                 return block.modulated_input(**kwargs)
             norm, temb = getattr(block, "norm1", None), kwargs.get("temb")
             if norm is None or temb is None:
-                raise ParametersInvalid(
-                    f"signal='modulated' needs a block with a method modulated_input(**kwargs), or with norm1 and a keyword "
-                    f"temb; {type(block).__name__} has neither. Give the block that method, or use signal='temb'."
-                )
-            modulated = norm(model_input(args, kwargs), emb=temb)
+                raise self._refused(block, "has neither")
+            try:
+                modulated = norm(model_input(args, kwargs), emb=temb)
+            except (TypeError, RuntimeError) as error:
+                raise self._refused(block, f"modulates in another way ({error})") from error
         return modulated[0] if isinstance(modulated, tuple) else modulated
+
+    @staticmethod
+    def _refused(block: Any, why: str) -> ParametersInvalid:
+        return ParametersInvalid(
+            "signal='modulated' needs a block with a method modulated_input(**kwargs), or with norm1(hidden_states, emb=temb)"
+            f" and a keyword temb; {type(block).__name__} {why}. Give the block that method, or use signal='temb'."
+        )
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ def play(model, steps=steps):
 def compiled(model):
     from torch._dynamo.testing import CompileCounter
     counter = CompileCounter()
-    if how == "blocks":
-        model.compile_repeated_blocks(backend=counter, fullgraph=True)
+    if how.startswith("blocks"):
+        model.compile_repeated_blocks(backend=counter, fullgraph=how == "blocks")
         return model, counter
     return torch.compile(model, backend=counter), counter
 
@@ -85,6 +85,14 @@ def test_regional_compilation_has_the_graphs_of_the_bare_model(name, method, fie
     bare, early, late, reused, difference = run(name, "blocks", order, method, **fields)
     assert (early, late) == (bare, bare)
     assert reused > 0.3
+    assert difference < 1e-6
+
+
+@pytest.mark.parametrize("order", ["enabled first", "compiled first"])
+def test_modules_inside_compiled_blocks_are_skipped_too(order):
+    fields = {"step_interval": 2}
+    *_, reused, difference = run("WanTransformer3DModel", "blocks, broken", order, "attention_cache", **fields)
+    assert reused == 0.5
     assert difference < 1e-6
 
 

@@ -150,7 +150,7 @@ class Attachment:
             self._warn("training", TRAINING)
             return original(*args, **kwargs)
         values = {**dict(zip(self._parameters, args, strict=False)), **kwargs} if args else kwargs
-        place = FORWARD if stay_eager() else CALL
+        place = FORWARD if stay_eager() or self._is_inside_compiled() else CALL
         if self._inner and not self._inner[0].stands_at(place):
             for patch in self._inner:
                 patch.move(place)
@@ -171,6 +171,10 @@ class Attachment:
             track.reused = sum([lane.last - lane.start + 1 for lane in track.distinct_lanes if lane.reuse])
         generation.close(track)
         return result
+
+    def _is_inside_compiled(self) -> bool:
+        """Whether the parts of blocks are called by compiled code, because the blocks are compiled."""
+        return self.scope.kind == PARTS and vars(self.scope.blocks[0]).get(CALL) is not None
 
     def repeated(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A region comes a second time in one forward, with other inputs: from now on everything is computed."""

@@ -34,7 +34,8 @@ class Scope:
     Args:
         kind: ROOT: the whole forward. PARTS: single modules. BLOCKS: ranges of blocks.
         parts: the modules, of PARTS.
-        blocks, forms: all blocks in order, of BLOCKS.
+        blocks: all blocks in order, also those that the parts are in.
+        forms: of the blocks, of BLOCKS.
         spans: blocks that can be one region: lists whose streams go on in the next one are one.
     """
 
@@ -68,8 +69,8 @@ def scope_of(
         return Scope(ROOT, named="forward")
     lists = main_lists(model, blocks)
     named = ", ".join(map(str, lists))
+    found = tuple([block for entry in lists for block in entry.blocks])
     if METHODS[method].declares_streams and (method != "taylorseer" or _option(options, "lite")):
-        found = tuple([block for entry in lists for block in entry.blocks])
         forms = tuple([form_of(block, streams) for block in found])
         interleaved = type(model).__name__ in INTERLEAVED
         spans = [Span(i, i + 1) for i in range(len(found))] if interleaved else _joined(lists, forms)
@@ -87,7 +88,7 @@ def scope_of(
             f"{method} works on {'feed-forward networks' if wanted == 'mlp' else 'attentions'}, but none was found in the "
             f"blocks of {type(model).__name__} ({named}). Use a method for whole blocks, e.g. dit_block_cache."
         )
-    return Scope(PARTS, parts=tuple(parts), named=f"{len(parts)} modules in {named}")
+    return Scope(PARTS, parts=tuple(parts), blocks=found, named=f"{len(parts)} modules in {named}")
 
 
 def _option(options: Any, name: str) -> Any:

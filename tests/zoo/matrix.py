@@ -194,7 +194,7 @@ def _raise(*_: Any) -> None:
 
 def changed_batch_or_size(trial: Trial) -> str:
     """In the middle of a generation, at a step that would be reused."""
-    step = min(trial.reused)
+    step = min(trial.reused, default=3)
     for name, change in (("batch", {"batch": 2}), ("size", {"size": 1})):
         given = trial.player.entry.inputs(step=step / STEPS, **change)
         trial.handle.reset()
