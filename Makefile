@@ -29,8 +29,8 @@ $(TOOLS): $(READY)
 demo: $(READY) ## generate with and without caches, compare, and write pictures to out/demo/ (ARGS="--steps 20" passes options)
 	$(BIN)/mindie-cache demo $(ARGS)
 
-test: $(TOOLS) ## run the tests (ARGS="-k clock" passes options to pytest)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+test: $(TOOLS) ## run the tests, one process a core (ARGS="-k clock" passes options to pytest)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
 check: $(TOOLS) ## lint, formatting and types
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "mindie_cache/version.py").read_text())[1]
 OPS = ["mindie_cache.ops", *(f"mindie_cache.ops.{name}" for name in find_packages("ops"))]
 
+TESTS = ["pytest", "pytest-xdist", "hypothesis", "build", "matplotlib"]
 ZOO = ["diffusers==0.42.1", "transformers", "accelerate", "peft", "sentencepiece", "ftfy"]  # what the tests run on
 
 setup(
@@ -33,7 +34,7 @@ setup(
         "cuda": ["triton"],
         "diffusers": ["diffusers>=0.30", "transformers"],
         "plot": ["matplotlib"],
-        "dev": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "types-tqdm", "build", "matplotlib", *ZOO],
+        "dev": [*TESTS, *ZOO, "ruff", "mypy", "types-PyYAML", "types-tqdm"],
     },
     entry_points={"console_scripts": ["mindie-cache=mindie_cache.cli:main"]},
     classifiers=[

@@ -88,8 +88,8 @@ class ModulatedInput(Tap):
     @staticmethod
     def _refused(block: Any, why: str) -> ParametersInvalid:
         return ParametersInvalid(
-            "signal='modulated' needs a block with a method modulated_input(**kwargs), or with norm1(hidden_states, emb=temb)"
-            f" and a keyword temb; {type(block).__name__} {why}. Give the block that method, or use signal='temb'."
+            "signal='modulated' needs a block with modulated_input(**kwargs), or with norm1(hidden_states, emb=temb) "
+            f"and a keyword temb; {type(block).__name__} {why}. Give the block that method, or use signal='temb'."
         )
 
 
