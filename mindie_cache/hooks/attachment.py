@@ -191,9 +191,12 @@ class Attachment:
         if sight.driven is False and self._at_scheduler:  # in other units it is never True
             sight = sight.without_scheduler()
         generation = self._generations.get(run)
+        if generation is not None:
+            sight = sight.at(generation.origin)
         branch = generation.branch_of(sight) if generation is not None else None
         if generation is None or generation.ended(sight, branch):
             generation = self._begin(run, sight)
+            sight = sight.at(generation.origin)
             branch = generation.branch_of(sight)
         if branch is None:
             self._warn("unclear", UNCLEAR)
@@ -202,6 +205,7 @@ class Attachment:
         return generation, generation.enter(sight, branch)
 
     def _begin(self, run: Run, sight: Sight) -> Generation:
+        sight = sight.placed(getattr(self._pipe(), "num_timesteps", None) if self._pipe is not None else None)
         steps = self.steps_count if self._pipe is None else sight.steps or self.steps_count
         if steps is None:
             raise ParametersInvalid(

@@ -30,7 +30,7 @@ class Generation(Session):
         self.engine = engine
         self.step = -1
         self.unclear = False  # branches cannot be told apart
-        self._origin = sight.begin
+        self.origin = sight.begin
         self._last = sight
         self._deaf = False  # the scheduler's index does not move: another one drives this model
         self._conditions: dict[str, Mapping[str, torch.Tensor]] = {}
@@ -71,7 +71,7 @@ class Generation(Session):
         if self._told_by_position(sight):
             assert sight.position is not None
             assert last.position is not None
-            return sight.position < last.position or sight.position - self._origin >= self.steps_count
+            return sight.position < last.position or sight.position - self.origin >= self.steps_count
         if sight.timestep is not None and last.timestep is not None:
             return sight.timestep > last.timestep or (sight.timestep < last.timestep and is_done)
         return is_done and (self._comes_again(branch) or (bool(self._calls) and branch not in self.tracks))
@@ -126,10 +126,10 @@ class Generation(Session):
 
     def _step_of(self, sight: Sight, branch: str) -> int:
         if self.step < 0:
-            return 0 if sight.position is None else sight.position - self._origin
+            return 0 if sight.position is None else sight.position - self.origin
         if self._told_by_position(sight):
             assert sight.position is not None
-            return sight.position - self._origin
+            return sight.position - self.origin
         if sight.timestep is not None and self._last.timestep is not None:
             return self.step + (sight.timestep != self._last.timestep)
         return self.step + self._comes_again(branch)

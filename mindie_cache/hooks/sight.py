@@ -65,6 +65,22 @@ class Sight(NamedTuple):
     steps: int | None  # of the run
     conditions: Mapping[str, torch.Tensor]
     driven: bool | None = None  # whether the scheduler is at this timestep
+    begun: bool = True  # the scheduler says where it is; before its first step it may not know where a run begins
+
+    def placed(self, expected: Any) -> Sight:
+        """Where a run begins whose scheduler has not begun: at the entry with this timestep, else so that `expected` are
+        left. Pipelines that start from a given video leave the first timesteps out without telling the scheduler."""
+        if self.begun or not isinstance(self.timesteps, torch.Tensor):
+            return self
+        count = len(self.timesteps)
+        begin = _place(self.timesteps, self.timestep)
+        if begin is None:
+            begin = count - expected if isinstance(expected, int) and 0 < expected < count else 0
+        return self.at(begin)._replace(begin=begin, steps=count - begin)
+
+    def at(self, begin: int) -> Sight:
+        """Of a run that begins there, if its scheduler has not begun."""
+        return self if self.begun or self.position is None else self._replace(position=begin)
 
     def without_scheduler(self) -> Sight:
         """As of a forward that another pipeline makes, with a scheduler that is not known."""
@@ -87,14 +103,17 @@ def look(values: Mapping[str, Any], scope: Scope, pipe: ref[Any] | None, rises: 
         branch = scope.branch
     scheduler = _scheduler_of(pipe() if pipe is not None else None)
     timesteps = getattr(scheduler, "timesteps", None)
-    begin = getattr(scheduler, "begin_index", None) or 0
+    begin = getattr(scheduler, "begin_index", None)
+    begun, begin = begin is not None, begin or 0
     position = context.step_index if context is not None else None
+    is_told = position is not None or scope.told
     if position is None and isinstance(timesteps, torch.Tensor):
         position = getattr(scheduler, "step_index", None)
+        begun = begun or position is not None
         if position is None and hasattr(type(scheduler), "step_index"):
             position = begin
     timestep = host_value(_first(values, TIMESTEPS))
-    driven = _is_at(timesteps, position, timestep) if context is None or context.step_index is None else None
+    driven = None if is_told or not begun else _is_at(timesteps, position, timestep)
     if rises and timestep is not None:
         timestep = -timestep
     if scope.told:
@@ -104,7 +123,7 @@ def look(values: Mapping[str, Any], scope: Scope, pipe: ref[Any] | None, rises: 
     if steps is None and isinstance(timesteps, torch.Tensor):
         steps = len(timesteps) - begin
     conditions = {} if branch is not None else _conditions(values)
-    return Sight(branch, position, timestep, timesteps, begin, steps, conditions, None if scope.told else driven)
+    return Sight(branch, position, timestep, timesteps, begin, steps, conditions, driven, begun or is_told)
 
 
 def _is_at(timesteps: Any, position: int | None, timestep: float | None) -> bool | None:
@@ -115,6 +134,19 @@ def _is_at(timesteps: Any, position: int | None, timestep: float | None) -> bool
         return False
     at = float(timesteps[position])
     return any([abs(unit - timestep) <= 5e-3 * abs(unit) for unit in (at, at / 1000, 1000 - at, 1 - at / 1000)])
+
+
+def _place(timesteps: torch.Tensor, timestep: float | None) -> int | None:
+    """The entry that is this timestep, or nearest to it; None if that cannot be read."""
+    first = _is_at(timesteps, 0, timestep)
+    if first is None or timestep is None:
+        return None
+    if first or timestep <= 0:  # rising timesteps are below zero here
+        return 0
+    listed = timesteps.tolist()
+    away = [min(abs(at - timestep), abs(at - 1000 * timestep)) / max(abs(at), 1e-9) for at in listed]
+    nearest = away.index(min(away))
+    return nearest if away[nearest] <= 5e-3 else 0
 
 
 def _told_by_user(scope: Scope) -> tuple[int | None, float | None]:
