@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import diffusers
-from hooked import TINY, marks, only
+from hooked import TINY, latents, marks, only
 from tiny_pipelines.parts import picture
+from zoo.matrix import METHODS
 
 from mindie_cache import CacheWarning, enable_cache
 from mindie_cache.hooks import sight
@@ -53,3 +55,30 @@ def test_a_run_that_starts_from_a_video_has_fewer_steps(name, kind, scheduler, s
         for _ in range(2):
             pipe(**call)
             assert set(marks(only(handle)).values()) == {wanted}
+
+
+@pytest.mark.filterwarnings("ignore:fastercache reused nothing")
+@pytest.mark.parametrize("method", ["taylorseer lite", "fastercache", "first_block"])
+def test_nothing_is_kept_alive_by_a_finished_run(method):
+    """Neither the features of the first expert, nor prompt embeddings."""
+    pipe, kept = TINY["wan22"].build(), []
+    sd3 = TINY["sd3"].build()
+    sd3.transformer.register_forward_pre_hook(
+        lambda _, args, given: kept.append(weakref.ref(given["encoder_hidden_states"])), with_kwargs=True
+    )
+    with enable_cache(pipe, METHODS[method]) as handle:
+        latents("wan22", pipe, steps=8)
+        reports = handle.report().models
+        assert [report.bytes_now for report in reports.values()] == [0, 0]
+        assert all(report.bytes_peak for report in reports.values())
+    with enable_cache(sd3, METHODS[method]):
+        latents("sd3", sd3)
+        assert [embeddings() for embeddings in kept] == [None] * 4
+
+
+def test_an_expert_that_reused_nothing_says_so():
+    pipe = TINY["wan22"].build()
+    never = {"method": "teacache", "options": {"threshold": 1e-9}}
+    with enable_cache(pipe, never), pytest.warns(CacheWarning, match="reused nothing") as caught:
+        latents("wan22", pipe, steps=8)
+    assert len(caught) == 2  # one for each model

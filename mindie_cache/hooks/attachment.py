@@ -235,10 +235,11 @@ class Attachment:
         return generation
 
     def share(self, generation: Generation, sight: Sight) -> None:
-        """What one expert measures goes on in the table of the other one, in the same generation of the pipeline."""
+        """Another expert goes on in the same generation of the pipeline: also in the table of what was measured."""
         mine = self._latest
         if mine is not None and sight.timesteps is not None and mine.timesteps is sight.timesteps:
             generation.common.measured = mine.common.measured
+            mine.hand_over()
 
     def _learn(self, old: Generation, sight: Sight) -> Sight:
         """Of a model whose timestep rises every step looks like a new generation: learned after three of them."""

@@ -151,6 +151,16 @@ class Generation(Session):
             track.forget()
             track.review()
             self.forget_left_out()
+            if self.step and all([other.step != self.step - 1 for other in self.tracks.values()]):  # no branch is to come
+                self._conditions.clear()  # embeddings are not kept alive between generations
+                self._last = self._last._replace(conditions={})
+
+    def hand_over(self) -> None:
+        """Another expert goes on: nothing kept here is needed any more, in this run or while pictures are decoded."""
+        for track in self.tracks.values():
+            if track.nbytes:
+                track.forget()
+                track.review()
 
     def forget_left_out(self) -> None:
         """In the last step: what branches keep that guidance has left out for a while."""
