@@ -13,6 +13,7 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from numbers import Integral, Real
+from threading import get_ident
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,12 +24,18 @@ new_key = itertools.count().__next__  # what an agent is known by in a Run
 
 
 class Counted:
-    """The counted runs of one context, by the agent that each belongs to."""
+    """The counted runs of one context, by the agent that each belongs to. `thread`: where it was made."""
 
     def __init__(self) -> None:
+        self.thread = get_ident()
         self.runs: WeakKeyDictionary[Any, Run] = WeakKeyDictionary()
         self._scopes: dict[tuple[str, bool], Scope] = {}
         self._ticks = 0
+
+    @property
+    def base(self) -> Scope:
+        """Where no branch is named."""
+        return self.scope(DEFAULT_BRANCH)
 
     def run(self, owner: Any, first_step: int = 0) -> Run:
         found = self.runs.get(owner)
@@ -102,6 +109,11 @@ class Scope:
         self.named = named  # the caller says which branch this is
         self.tell = tell  # the step or timestep, for the counted run of each agent that is called here
 
+    @property
+    def is_base(self) -> bool:
+        """Whether nothing has been opened or told here: neither a run nor a branch, and no call is under way."""
+        return self.counted is not None and self is self.counted.base and not self.now.nested
+
     def run_of(self, owner: Any, first_step: int = 0) -> Run:
         """The run that a call of `owner` belongs to here."""
         run = self.now.run()
@@ -118,10 +130,15 @@ get_scope = _scope.get
 
 
 def current_scope() -> Scope:
-    """The scope of this context, made if there is none yet."""
+    """The scope of this context, made if there is none yet.
+
+    A context that was copied to another thread, as asyncio.to_thread does, counts by itself, unless it is in a run or a
+    branch that was opened before: two generations in two threads would count as one.
+    """
     scope = _scope.get()
-    if scope is _NOWHERE:
-        scope = Counted().scope(DEFAULT_BRANCH)
+    counted = scope.counted
+    if scope is _NOWHERE or (counted is not None and counted.thread != get_ident() and scope.is_base):
+        scope = Counted().base
         _scope.set(scope)
     return scope
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import threading
 import warnings
 import weakref
 
@@ -12,10 +15,11 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import diffusers
-from hooked import TINY, latents, marks, only
+from hooked import EVERY_OTHER, TINY, Stepper, latents, marks, only
 from tiny_pipelines.parts import picture
 from zoo.matrix import METHODS
 
+import mindie_cache
 from mindie_cache import CacheWarning, enable_cache
 from mindie_cache.hooks import sight
 
@@ -82,3 +86,47 @@ def test_an_expert_that_reused_nothing_says_so():
     with enable_cache(pipe, never), pytest.warns(CacheWarning, match="reused nothing") as caught:
         latents("wan22", pipe, steps=8)
     assert len(caught) == 2  # one for each model
+
+
+def play(model, latent, gate=None, steps=8):
+    """The step that the features of each call are of; they are no whole number if they are of another generation."""
+    found = []
+    for step in range(steps):
+        if gate is not None:
+            gate.wait(10)
+        out = model(torch.full((1, 2), latent), torch.tensor([float(steps - 1 - step)]), torch.full((1, 3), latent))
+        found.append(steps - 1 - float(out[0, 0] - latent) / 6 + latent)
+    return found
+
+
+def test_generations_in_copied_contexts_are_apart(monkeypatch):
+    """asyncio.to_thread, and servers that use threads like it, copy the context that has generated before."""
+    monkeypatch.setattr(sight, "_conditions", lambda values: {})  # as of one prompt in both
+    model, wanted = Stepper(), [0, 0, 2, 2, 4, 4, 6, 6]
+    with enable_cache(model, EVERY_OTHER, num_inference_steps=8):
+        assert play(model, 100.0) == wanted
+        found, gate = {}, threading.Barrier(2)
+        contexts = [contextvars.copy_context() for _ in range(2)]
+        jobs = [lambda i=i: found.update({i: contexts[i].run(play, model, 100.0 + 200 * i, gate)}) for i in range(2)]
+        threads = [threading.Thread(target=job) for job in jobs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == {0: wanted, 1: wanted}
+        assert play(model, 100.0) == wanted
+
+
+def test_steps_that_are_sent_to_threads_one_by_one():
+    """In a run they belong together; without one each begins a generation, which is said."""
+    model = Stepper()
+
+    async def generate():
+        calls = [(torch.zeros(1, 2), torch.tensor([15.0 - step])) for step in range(16)]
+        return [15 - round(float((await asyncio.to_thread(model, *call))[0, 0]) / 6) for call in calls]
+
+    with enable_cache(model, EVERY_OTHER, num_inference_steps=16):
+        with mindie_cache.run():
+            assert asyncio.run(generate()) == [step - step % 2 for step in range(16)]
+        with pytest.warns(CacheWarning, match="contexts of their own"):
+            assert asyncio.run(generate()) == list(range(16))

@@ -53,6 +53,13 @@ LONG = (
     "that generates."
 )
 
+TORN = (
+    "Every forward looks like the beginning of a generation, so that nothing is reused: the steps of one generation run in "
+    "contexts of their own, e.g. each in asyncio.to_thread. Put the generation into `with mindie_cache.run():`, or run all of "
+    "it in one thread."
+)
+_MOST_TORN = 12  # generations of one step in a row; several that begin at the same time look like that too
+
 
 class Attachment:
     """A model that is cached.
@@ -92,6 +99,7 @@ class Attachment:
         self._at_scheduler = False  # the timesteps of some forwards are those of the pipeline's scheduler
         self._rises = type(self.model).__name__ in RISING
         self._repeats = False
+        self._torn = 0  # generations in a row that had one step only
         self._lone_steps = 0  # generations in a row that ended after one step, because the timestep rose
 
     def _patches(self, site: Site) -> list[Patch]:
@@ -225,6 +233,9 @@ class Attachment:
             sight = self._learn(old, sight)
             old.release(None)
             run.leave(old)
+        self._torn = self._torn + 1 if self._latest is not None and self._latest.is_torn else 0
+        if self._torn >= _MOST_TORN:
+            self._warn("torn", TORN)
         engine = self._engine(steps)
         self._tell(steps)
         generation = Generation(engine, sight, self._warn, partial(review, self._configs(steps), self._warn))

@@ -82,6 +82,11 @@ class Generation(Session):
         same_run = self._last.timesteps is sight.timesteps
         return same_run and self.step + 1 >= self.steps_count and last is not None and now is not None and now < last
 
+    @property
+    def is_torn(self) -> bool:
+        """Whether only one of its steps has come."""
+        return self.steps_count > 1 and len({record.step for record in self.common.log.steps}) == 1
+
     def is_outdone(self, sight: Sight) -> bool:
         """Whether this generation had one step only, and the next one begins at a higher timestep."""
         last = self._last.timestep
