@@ -1,9 +1,10 @@
-"""Ordinary use of pipelines that no other file covers: runs from the middle, schedulers, prompts that change, threads, memory."""
+"""Ordinary use that no other file covers: runs from the middle, shared models, copied contexts, what a run leaves behind."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import threading
 import warnings
 import weakref
@@ -20,7 +21,7 @@ from tiny_pipelines.parts import picture
 from zoo.matrix import METHODS
 
 import mindie_cache
-from mindie_cache import CacheWarning, enable_cache
+from mindie_cache import CacheWarning, ParametersInvalid, enable_cache
 from mindie_cache.hooks import sight
 
 SHARED = ("prompt", "height", "width", "max_sequence_length", "guidance_scale")
@@ -41,9 +42,9 @@ def from_video(name, kind, strength, scheduler=None, steps=20):
 
 
 @pytest.mark.parametrize("known", ["host", "device"])
-@pytest.mark.parametrize("strength, wanted", [(1.0, "####..#..#..#..#..##"), (0.5, "##..#..#.#"), (0.3, "##..##")])
+@pytest.mark.parametrize(("strength", "wanted"), [(1.0, "####..#..#..#..#..##"), (0.5, "##..#..#.#"), (0.3, "##..##")])
 @pytest.mark.parametrize(
-    "name, kind, scheduler",
+    ("name", "kind", "scheduler"),
     [
         ("cogvideox", "CogVideoXVideoToVideoPipeline", None),
         ("cogvideox", "CogVideoXVideoToVideoPipeline", "CogVideoXDPMScheduler"),
@@ -83,6 +84,7 @@ def test_nothing_is_kept_alive_by_a_finished_run(method):
 def test_an_expert_that_reused_nothing_says_so():
     pipe = TINY["wan22"].build()
     never = {"method": "teacache", "options": {"threshold": 1e-9}}
+    pipe.register_to_config(boundary_ratio=0.2)  # most steps are the first one's
     with enable_cache(pipe, never), pytest.warns(CacheWarning, match="reused nothing") as caught:
         latents("wan22", pipe, steps=8)
     assert len(caught) == 2  # one for each model
@@ -130,3 +132,20 @@ def test_steps_that_are_sent_to_threads_one_by_one():
             assert asyncio.run(generate()) == [step - step % 2 for step in range(16)]
         with pytest.warns(CacheWarning, match="contexts of their own"):
             assert asyncio.run(generate()) == list(range(16))
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3", "cogvideox"])
+def test_the_model_in_another_pipeline(name):
+    """Its steps are not those of the pipeline that was enabled: that is said, or asked for."""
+    pipe = TINY[name].build()
+    other = type(pipe)(**{**pipe.components, "scheduler": copy.deepcopy(pipe.scheduler)})
+    other.set_progress_bar_config(disable=True)
+    with enable_cache(pipe, "balanced") as handle:
+        with pytest.raises(ParametersInvalid, match="several pipelines share the model"):
+            latents(name, other, steps=10)  # not for 1000 steps, of which 10 would all be warm-up
+        latents(name, pipe, steps=20)
+        with pytest.warns(CacheWarning, match="Its steps are taken to be 20"):
+            latents(name, other, steps=10)
+        handle.refresh(num_inference_steps=10)
+        latents(name, other, steps=10)
+        assert set(marks(only(handle)).values()) == {"##..#..#.#"}

@@ -53,10 +53,15 @@ LONG = (
     "that generates."
 )
 
+FOREIGN = (
+    "The model is used by another pipeline than the one that the cache was enabled through. Its steps are taken to be {}, "
+    "as in the last generation of that one; if they are not, tell them: handle.refresh(num_inference_steps=50)."
+)
+
 TORN = (
     "Every forward looks like the beginning of a generation, so that nothing is reused: the steps of one generation run in "
-    "contexts of their own, e.g. each in asyncio.to_thread. Put the generation into `with mindie_cache.run():`, or run all of "
-    "it in one thread."
+    "contexts of their own, e.g. each in asyncio.to_thread. Put the generation into `with mindie_cache.run():`, or run all "
+    "of it in one thread."
 )
 _MOST_TORN = 12  # generations of one step in a row; several that begin at the same time look like that too
 
@@ -99,6 +104,7 @@ class Attachment:
         self._at_scheduler = False  # the timesteps of some forwards are those of the pipeline's scheduler
         self._rises = type(self.model).__name__ in RISING
         self._repeats = False
+        self._spent: Any = None  # timesteps of a generation that came to its end
         self._torn = 0  # generations in a row that had one step only
         self._lone_steps = 0  # generations in a row that ended after one step, because the timestep rose
 
@@ -214,19 +220,27 @@ class Attachment:
 
     def _begin(self, run: Run, sight: Sight) -> Generation:
         sight = sight.placed(getattr(self._pipe(), "num_timesteps", None) if self._pipe is not None else None)
-        steps = self.steps_count if self._pipe is None else sight.steps or self.steps_count
+        old = self._generations.get(run)
+        # of a model alone, or of another pipeline around it
+        is_foreign = sight.timesteps is None and sight.position is None
+        if self._latest is not None and self._latest.is_over(sight):
+            self._spent = sight.timesteps
+        is_foreign = is_foreign or (self._spent is not None and self._spent is sight.timesteps)
+        steps = self.steps_count or sight.steps if is_foreign else sight.steps
         if steps is None:
             raise ParametersInvalid(
                 f"{self.wish.title!r} needs the number of steps, and no pipeline tells it: "
-                "enable_cache(model, config, num_inference_steps=50), or handle.refresh(num_inference_steps=50)."
+                "enable_cache(model, config, num_inference_steps=50), or handle.refresh(num_inference_steps=50). "
+                "If several pipelines share the model, enable the cache through the one that generates."
             )
+        if is_foreign and self.steps_count is None:
+            self._warn("foreign", FOREIGN.format(steps))
         if self.wish.steps_count not in (None, steps):
             self._warn(
                 "steps",
                 f"The configuration says {self.wish.steps_count} steps, but this generation has {steps}: its step numbers "
                 f"and distances mean other places of the run. Set steps_count={steps} and adapt them.",
             )
-        old = self._generations.get(run)
         if old is not None:
             if old.is_too_short(sight):
                 self._warn("long run", LONG.format(old.steps_count))

@@ -82,6 +82,10 @@ class Generation(Session):
         same_run = self._last.timesteps is sight.timesteps
         return same_run and self.step + 1 >= self.steps_count and last is not None and now is not None and now < last
 
+    def is_over(self, sight: Sight) -> bool:
+        """Whether it came to its end, and no pipeline has set the scheduler for another one since."""
+        return self.step + 1 >= self.steps_count and sight.timesteps is not None and self.timesteps is sight.timesteps
+
     @property
     def is_torn(self) -> bool:
         """Whether only one of its steps has come."""
@@ -162,10 +166,12 @@ class Generation(Session):
 
     def hand_over(self) -> None:
         """Another expert goes on: nothing kept here is needed any more, in this run or while pictures are decoded."""
-        for track in self.tracks.values():
-            if track.nbytes:
-                track.forget()
+        has_gone_far = 2 * self.step >= self.steps_count
+        reused = {record.branch for record in self.common.log.steps if record.reused}
+        for name, track in self.tracks.items():
+            if has_gone_far and track.nbytes and name not in reused:
                 track.review()
+            track.forget()
 
     def forget_left_out(self) -> None:
         """In the last step: what branches keep that guidance has left out for a while."""

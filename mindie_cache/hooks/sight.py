@@ -112,6 +112,8 @@ def look(values: Mapping[str, Any], scope: Scope, pipe: ref[Any] | None, rises: 
         begun = begun or position is not None
         if position is None and hasattr(type(scheduler), "step_index"):
             position = begin
+    if not (begun or is_told) and _is_unset(scheduler, timesteps):
+        position = timesteps = None
     timestep = host_value(_first(values, TIMESTEPS))
     driven = None if is_told or not begun else _is_at(timesteps, position, timestep)
     if rises and timestep is not None:
@@ -134,6 +136,13 @@ def _is_at(timesteps: Any, position: int | None, timestep: float | None) -> bool
         return False
     at = float(timesteps[position])
     return any([abs(unit - timestep) <= 5e-3 * abs(unit) for unit in (at, at / 1000, 1000 - at, 1 - at / 1000)])
+
+
+def _is_unset(scheduler: Any, timesteps: Any) -> bool:
+    """Whether it still has the timesteps of training: no pipeline has told it a number of steps."""
+    trained = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
+    unset = getattr(scheduler, "num_inference_steps", None) is None
+    return unset and isinstance(timesteps, torch.Tensor) and len(timesteps) == trained
 
 
 def _place(timesteps: torch.Tensor, timestep: float | None) -> int | None:
