@@ -104,7 +104,7 @@ class Attachment:
         self._at_scheduler = False  # the timesteps of some forwards are those of the pipeline's scheduler
         self._rises = type(self.model).__name__ in RISING
         self._repeats = False
-        self._spent: Any = None  # timesteps of a generation that came to its end
+        self._spent: Any = None  # timesteps of a generation that came to its end: not those of the next one
         self._torn = 0  # generations in a row that had one step only
         self._lone_steps = 0  # generations in a row that ended after one step, because the timestep rose
 
@@ -202,7 +202,8 @@ class Attachment:
         run = scope.run_of(self)
         sight = look(values, scope, self._pipe, self._rises)
         self._at_scheduler = self._at_scheduler or bool(sight.driven)
-        if sight.driven is False and self._at_scheduler:  # in other units it is never True
+        is_spent = self._spent is not None and self._spent is sight.timesteps and not sight.told
+        if is_spent or (sight.driven is False and self._at_scheduler):  # in other units it is never True
             sight = sight.without_scheduler()
         generation = self._generations.get(run)
         if generation is not None:
@@ -221,19 +222,20 @@ class Attachment:
     def _begin(self, run: Run, sight: Sight) -> Generation:
         sight = sight.placed(getattr(self._pipe(), "num_timesteps", None) if self._pipe is not None else None)
         old = self._generations.get(run)
-        # of a model alone, or of another pipeline around it
-        is_foreign = sight.timesteps is None and sight.position is None
         if self._latest is not None and self._latest.is_over(sight):
             self._spent = sight.timesteps
-        is_foreign = is_foreign or (self._spent is not None and self._spent is sight.timesteps)
-        steps = self.steps_count or sight.steps if is_foreign else sight.steps
+        is_set = sight.timesteps is not None and sight.timesteps is not self._spent  # by the pipeline, for this generation
+        is_set = is_set or sight.told
+        is_foreign = self._pipe is not None and not is_set
+        told, seen = self.steps_count, None if self._pipe is None else sight.steps
+        steps = seen or told if is_set else told or seen
         if steps is None:
             raise ParametersInvalid(
                 f"{self.wish.title!r} needs the number of steps, and no pipeline tells it: "
                 "enable_cache(model, config, num_inference_steps=50), or handle.refresh(num_inference_steps=50). "
                 "If several pipelines share the model, enable the cache through the one that generates."
             )
-        if is_foreign and self.steps_count is None:
+        if is_foreign and told is None:
             self._warn("foreign", FOREIGN.format(steps))
         if self.wish.steps_count not in (None, steps):
             self._warn(

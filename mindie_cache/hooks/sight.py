@@ -65,6 +65,7 @@ class Sight(NamedTuple):
     steps: int | None  # of the run
     conditions: Mapping[str, torch.Tensor]
     driven: bool | None = None  # whether the scheduler is at this timestep
+    told: bool = False  # the position is the caller's word
     begun: bool = True  # the scheduler says where it is; before its first step it may not know where a run begins
 
     def placed(self, expected: Any) -> Sight:
@@ -125,7 +126,7 @@ def look(values: Mapping[str, Any], scope: Scope, pipe: ref[Any] | None, rises: 
     if steps is None and isinstance(timesteps, torch.Tensor):
         steps = len(timesteps) - begin
     conditions = {} if branch is not None else _conditions(values)
-    return Sight(branch, position, timestep, timesteps, begin, steps, conditions, driven, begun or is_told)
+    return Sight(branch, position, timestep, timesteps, begin, steps, conditions, driven, is_told, begun or is_told)
 
 
 def _is_at(timesteps: Any, position: int | None, timestep: float | None) -> bool | None:
