@@ -136,7 +136,7 @@ def enable_cache(
         attachments[name] = Attachment(model, wish, scope, pipe, process_group)
     assert wish is not None
     for one in attachments.values():
-        one.siblings = [other for other in attachments.values() if other is not one]
+        one.generations.siblings = [other.generations for other in attachments.values() if other is not one]
     replaced = [old for old in map(_attached, models.values()) if old is not None]
     if replaced:
         names = ", ".join(type(old.model).__name__ for old in replaced)
