@@ -135,6 +135,8 @@ class Attachment:
         generation, track = (None, None) if is_no_step else self.generations.enter(values)
         if generation is None or track is None:
             return original(*args, **kwargs)
+        if self.scope.kind == PARTS:
+            generation.review_form(track, values)
         call = generation.engine.call
         token = under_way.set(Forward(self, track, track.lanes, call, bytearray(self.scope.calls_count)))
         try:

@@ -10,7 +10,7 @@ import torch
 from mindie_cache.engine import Engine
 from mindie_cache.errors import WarnOnce
 from mindie_cache.hooks.sight import Sight, same_condition
-from mindie_cache.lanes import Track
+from mindie_cache.lanes import Signature, Track, signature
 from mindie_cache.sessions import Review, Session
 
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
@@ -34,6 +34,7 @@ class Generation(Session):
         self._last = sight
         self._deaf = False  # the scheduler's index does not move: another one drives this model
         self._conditions: dict[str, Mapping[str, torch.Tensor]] = {}
+        self._forms: dict[str, Signature] = {}  # of the last forward, by branch
         self._calls: dict[str, int] = {}  # of each branch in this step
         self._calls_before: dict[str, int] = {}  # in the last step
         self._uneven: set[str] = set()  # branches called more than once in the last step, and not as often before
@@ -151,6 +152,13 @@ class Generation(Session):
     @property
     def is_last(self) -> bool:
         return self.step >= self.steps_count - 1
+
+    def review_form(self, track: Track, values: Mapping[str, Any]) -> None:
+        """Forget what does not fit the model's arguments any more, where no single call sees all of them."""
+        now = signature((), dict(values))
+        if self._forms.get(track.branch, now) != now:
+            track.forget()
+        self._forms[track.branch] = now
 
     def close(self, track: Track) -> None:
         """A forward has come to its end."""

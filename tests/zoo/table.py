@@ -88,16 +88,19 @@ def _words(promise: object) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="transformers whose names contain one of these")
-    wanted = parser.parse_args().only
+    parser.add_argument("--update", nargs="+", metavar="NAME", help="the same, but write their rows into the document")
+    asked = parser.parse_args()
+    wanted = asked.only or asked.update
     from tqdm import tqdm
 
     chosen = [entry for entry in ZOO if not wanted or any(part in entry.name for part in wanted)]
-    rows = [row(entry, outcomes(entry)) for entry in tqdm(chosen, unit="transformer")]
-    if wanted:
-        print("\n".join([HEAD, *rows]))
-    else:
-        PATH.write_text(document(rows), encoding="utf-8")
-        print(f"{PATH} written.")
+    rows = {entry.name: row(entry, outcomes(entry)) for entry in tqdm(chosen, unit="transformer")}
+    if asked.only:
+        print("\n".join([HEAD, *rows.values()]))
+        return
+    kept = [rows.get(entry.name) or known_row(entry.name) or "" for entry in ZOO]
+    PATH.write_text(document([line for line in kept if line]), encoding="utf-8")
+    print(f"{PATH} written.")
 
 
 if __name__ == "__main__":
