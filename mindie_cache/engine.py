@@ -287,7 +287,8 @@ def _residual(output: Any, reference: Any) -> Any:
     if output.shape != reference.shape:
         raise ModelExecError(
             f"A stream changes its shape inside the cached region, from {tuple(reference.shape)} to "
-            f"{tuple(output.shape)}. Choose block_start and block_end so that shapes stay the same between them."
+            f"{tuple(output.shape)}. Choose block_start and block_end so that shapes stay the same between them; of a whole "
+            "forward keep the output: options={'residual': False}."
         )
     if output.dtype == torch.bool:
         raise ModelExecError("A stream is boolean, so it has no residual. Pass masks as other keywords, not as streams.")
