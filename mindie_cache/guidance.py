@@ -107,8 +107,8 @@ def _sequential(
         raise ParametersInvalid(
             f"Branch {track.branch!r} is called in step {track.step}, in which branch {REFERENCE!r} was not: cfg_cache "
             f"predicts it from the output of {REFERENCE!r}. Call agent.apply first with agent.branch({REFERENCE!r}), then "
-            f"with agent.branch({track.branch!r}). Under enable_cache the pipeline has to name its branches (cache_context), "
-            f'and one that computes both in one call needs the option layout="batch". {PARALLEL}'
+            f"with agent.branch({track.branch!r}). Under enable_cache the pipeline has to name its branches "
+            f'(cache_context), and one that computes both in one call needs the option layout="batch". {PARALLEL}'
         )
     if reuses:
         assert offer.features, "the reference branch keeps its output in every step that can be reused"
