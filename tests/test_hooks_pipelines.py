@@ -19,10 +19,10 @@ BRANCHES = {
     **dict.fromkeys(("flux", "hunyuan-video"), COND),
     **dict.fromkeys(("flux-true-cfg", "hunyuan-video-true-cfg"), TWO),
     **dict.fromkeys(("wan", "wan22", "wan-i2v", "qwen-image", "qwen-image-edit", "qwen-image-edit-plus"), TWO),
-    **dict.fromkeys(("cogvideox", "ltx"), BOTH),
+    **dict.fromkeys(("cogvideox", "ltx", "sd3", "z-image"), BOTH),
     # these name no branch, and have one forward a step
     **dict.fromkeys(("flux-controlnet", "flux-img2img", "flux-inpaint", "hunyuan-video-i2v"), UNNAMED),
-    **dict.fromkeys(("sd3", "z-image", "pixart-sigma"), UNNAMED),
+    "pixart-sigma": UNNAMED,  # both in one, but the pipeline does not say that it guides
 }
 FROM_A_PICTURE = ("flux-img2img", "flux-inpaint")  # strength 0.75: of 4 steps, 3 run
 ROWS = {  # of "balanced" with 8 steps

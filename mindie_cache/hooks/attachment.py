@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from dataclasses import replace
 from typing import Any
 from weakref import ref
 
@@ -16,12 +17,14 @@ from mindie_cache.hooks.calls import BlockPatch, Forward, PartPatch, under_way
 from mindie_cache.hooks.compiling import stay_eager
 from mindie_cache.hooks.engines import Engines
 from mindie_cache.hooks.families import OWN_CACHE, RISING, fills_own_cache
+from mindie_cache.hooks.generation import FIRST
 from mindie_cache.hooks.generations import UNCLEAR, Generations
 from mindie_cache.hooks.patches import CALL, FORWARD, CallPatch, ContextPatch, ModelPatch, Patch
 from mindie_cache.hooks.regions import BLOCKS, PARTS, ROOT, Scope
+from mindie_cache.hooks.sight import BOTH
 from mindie_cache.hooks.wish import Wish
 from mindie_cache.methods.base import Recipe
-from mindie_cache.report import Report
+from mindie_cache.report import Report, StepRecord
 from mindie_cache.sites import Site
 
 TRAINING = (
@@ -171,7 +174,15 @@ class Attachment:
             return Report(self.config.method, unit, note=self._engines.off(self.config.steps_count) or unused)
         note = UNCLEAR if generation.unclear else self._engines.off(generation.steps_count)
         report = generation.common.log.report(self.config.method, unit, generation.common.nbytes)
-        return Report(report.method, unit, report.steps, report.bytes_now, report.bytes_peak, report.seconds, note)
+        return replace(report, steps=self._named(report.steps), note=note)
+
+    def _named(self, steps: tuple[StepRecord, ...]) -> tuple[StepRecord, ...]:
+        """Where a pipeline with guidance names no branch and calls its model once a step, the call is of both branches."""
+        pipe = self.generations.pipe and self.generations.pipe()
+        is_guided = bool(getattr(pipe, "do_classifier_free_guidance", False))
+        if not is_guided or any(record.branch != FIRST for record in steps):
+            return steps
+        return tuple([replace(record, branch=BOTH) for record in steps])
 
     def calibration(self) -> Calibration:
         """What method "calibrator" has measured in the last generation."""

@@ -13,7 +13,8 @@ from mindie_cache.hooks.sight import Sight, same_condition
 from mindie_cache.lanes import Signature, Track, signature
 from mindie_cache.sessions import Review, Session
 
-_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+FIRST = "first"
+_ORDINALS = (FIRST, "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 _MOST_UNREAD = 4  # branches whose embeddings are on a device: no guidance has more
 
 
