@@ -102,8 +102,9 @@ class BlockPatch(CallPatch):
                 lane.new_pass()
                 return now.owner.repeated(self.original, args, kwargs)
             now.seen[self.index] = 1
-        values = self.form.bound(args, kwargs)
-        first = self.form.parameters[0]
-        if first in values:  # taps and the engine expect the main stream first
-            args, kwargs = (values[first],), {name: value for name, value in values.items() if name != first}
+        if len(args) != 1:  # taps and the engine expect the main stream first, and all else by name
+            values = self.form.bound(args, kwargs) if args else kwargs
+            first = self.form.parameters[0]
+            if first in values:
+                args, kwargs = (values.pop(first),), values
         return now.call(now.track, self.index, self.original, args, kwargs)

@@ -151,30 +151,7 @@ class ContextPatch(Patch):
     """In the place of `cache_context`: passes on what a pipeline tells."""
 
     def __call__(self, name: str, **fields: Any) -> Any:
-        return _Both(telling(name, **fields), self.original(name, **fields))
-
-
-class _Both:
-    """Two context managers as one."""
-
-    __slots__ = ("_inner", "_outer")
-
-    def __init__(self, outer: Any, inner: Any):
-        self._outer, self._inner = outer, inner
-
-    def __enter__(self) -> Any:
-        self._outer.__enter__()
-        try:
-            return self._inner.__enter__()
-        except BaseException as error:
-            self._outer.__exit__(type(error), error, error.__traceback__)
-            raise
-
-    def __exit__(self, *error: Any) -> Any:
-        try:
-            return self._inner.__exit__(*error)
-        finally:
-            self._outer.__exit__(*error)
+        return telling(self.original(name, **fields), name, fields)
 
 
 class ModelPatch(Patch):

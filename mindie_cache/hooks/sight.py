@@ -40,18 +40,22 @@ told = _told.get
 
 
 class telling:  # noqa: N801 - a context manager, as small as it can be: it is entered for every forward
-    """Forwards inside belong to the branch `name`."""
+    """Forwards inside belong to the branch `name`; `inner` is the model's own context manager."""
 
-    __slots__ = ("_context", "_token")
+    __slots__ = ("_context", "_inner", "_token")
 
-    def __init__(self, name: str, **fields: Any):
+    def __init__(self, inner: Any, name: str, fields: Mapping[str, Any]):
+        self._inner = inner
         self._context = Context(name, **{key: value for key, value in fields.items() if key in Context._fields})
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Any:
+        entered = self._inner.__enter__()
         self._token = _told.set(self._context)
+        return entered
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> Any:
         _told.reset(self._token)
+        return self._inner.__exit__(*error)
 
 
 class Sight(NamedTuple):

@@ -89,8 +89,8 @@ class ModuleStreams(BlockStreams):
         return self._form.streams.index(first) if first in self._form.streams else super().main
 
     def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Features, tuple[Any, ...]]:
-        values = self._form.bound(args, kwargs)
-        streams = [values.get(name) for name in self._form.streams]
+        first = self._form.parameters[0] if args else None
+        streams = [args[0] if name == first else kwargs.get(name) for name in self._form.streams]
         return tuple(streams if self._form.fixed else [item for item in streams if item is not None]), args
 
     def split(self, output: Any, inputs: Features) -> tuple[Features, Rebuild]:
