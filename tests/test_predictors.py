@@ -320,5 +320,5 @@ def test_relative_l1_never_broadcasts(left, right):
 def test_explain_names_every_operation():
     for device in ("cpu", "cuda", "npu"):
         choices = ops.explain(device)
-        assert [choice.op for choice in choices] == ["band_split", "combine", "low_pass", "relative_l1"]
+        assert [choice.op for choice in choices] == ["axis_filter", "band_split", "combine", "low_pass", "relative_l1"]
         assert all(choice.device == device and choice.implementation and choice.reason for choice in choices)
