@@ -134,3 +134,30 @@ def test_a_copy_of_a_compiled_model_is_cached_too_and_disabling_leaves_it_compil
     handle.disable()
     assert [block._compiled_call_impl for block in model.blocks] == compiled
     assert not any("forward" in vars(block) for block in (*model.blocks, *twin.blocks))
+
+
+@pytest.mark.parametrize("chosen", [slice(0, 1), slice(-1, None), slice(1, 3)])
+@pytest.mark.parametrize("order", ["enabled first", "compiled first"])
+def test_some_blocks_are_compiled(chosen, order):
+    """A last block that is entered after all would compute on the estimate, which is a wrong picture."""
+    import torch
+    from zoo import ZOO
+
+    from mindie_cache import enable_cache
+
+    entry = next(entry for entry in ZOO if entry.name == "FluxTransformer2DModel")
+    asked = {"method": "dit_block_cache", "step_interval": 2}
+
+    def play(model):
+        with torch.no_grad():
+            return [model(**entry.inputs(step=step / 4))[0] for step in range(4)]
+
+    with enable_cache(plain := entry.build(), asked, num_inference_steps=4):
+        wanted = play(plain)
+    model = entry.build()
+    handle = enable_cache(model, asked, num_inference_steps=4) if order == "enabled first" else None
+    for block in [*model.transformer_blocks, *model.single_transformer_blocks][chosen]:
+        block.compile(backend="eager")
+    handle = handle or enable_cache(model, asked, num_inference_steps=4)
+    assert all(torch.equal(one, other) for one, other in zip(play(model), wanted, strict=True))
+    assert handle.report().share_computed == 0.5

@@ -131,7 +131,7 @@ class Attachment:
             return original(*args, **kwargs)
         values = {**dict(zip(self._parameters, args, strict=False)), **kwargs} if args else kwargs
         place = FORWARD if stay_eager() or self._is_inside_compiled() else CALL
-        if self._inner and not self._inner[0].stands_at(place):
+        if not all([patch.stands_at(place) for patch in self._inner]):  # any block may have been compiled since
             for patch in self._inner:
                 patch.move(place)
         is_no_step = self._repeats or (self._has_own_cache and fills_own_cache(values))

@@ -113,6 +113,8 @@ class CallPatch(Patch):
     def install(self) -> None:
         if self.name != CALL:
             return super().install()
+        if vars(self.module).get(CALL) is self:  # another module was compiled since, not this one
+            return None
         self.own = vars(self.module).get(CALL)
         self.original = self._plain()
         vars(self.module)[CALL] = self
