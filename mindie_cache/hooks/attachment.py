@@ -131,7 +131,9 @@ class Attachment:
             return original(*args, **kwargs)
         values = {**dict(zip(self._parameters, args, strict=False)), **kwargs} if args else kwargs
         place = FORWARD if stay_eager() or self._is_inside_compiled() else CALL
-        if not all([patch.stands_at(place) for patch in self._inner]):  # any block may have been compiled since
+        # Any module may have been compiled, or copied, since.
+        called = place == CALL
+        if [1 for patch in self._inner if patch.name != place or (called and patch.attributes.get(CALL) is not patch)]:
             for patch in self._inner:
                 patch.move(place)
         is_no_step = self._repeats or (self._has_own_cache and fills_own_cache(values))

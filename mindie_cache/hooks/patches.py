@@ -24,6 +24,7 @@ class Patch:
 
     def __init__(self, module: nn.Module, owner: Any, name: str = "forward"):
         self.module = module
+        self.attributes = vars(module)
         self.owner = owner
         self.name = name
         self.active = False
@@ -70,13 +71,14 @@ class Patch:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        self.attributes = vars(self.module)
         self.original = self._plain()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
 
 
-_DERIVED = {"original"}
+_DERIVED = {"attributes", "original"}
 
 
 def _places(module: nn.Module, name: str) -> list[tuple[dict[str, Any], str]]:
@@ -130,10 +132,6 @@ class CallPatch(Patch):
             if self.own is None:
                 del vars(self.module)[CALL]
         return None
-
-    def stands_at(self, name: str) -> bool:
-        """Whether it is there still: the module may have been compiled, or copied, since it was installed."""
-        return self.name == name and (name != CALL or vars(self.module).get(CALL) is self)
 
     def move(self, name: str) -> None:
         if self.name != name:
