@@ -6,9 +6,18 @@ from collections.abc import Sequence
 
 import torch
 
+from mindie_cache.ops.dispatch import DTYPES, guarded, implementation
+from mindie_cache.ops.memory import laid_alike
+
+MOST_IN_ONE_PASS = 4  # snapshots that a kernel takes
+
 
 def combine(
-    snapshots: Sequence[torch.Tensor], weights: Sequence[float], reference: torch.Tensor | None = None
+    snapshots: Sequence[torch.Tensor],
+    weights: Sequence[float],
+    reference: torch.Tensor | None = None,
+    scales: Sequence[torch.Tensor] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Return ``reference + sum(weight * snapshot)`` as a new tensor that shares no memory with its inputs.
 
@@ -16,24 +25,104 @@ def combine(
         snapshots: one or more tensors of one shape, dtype and device.
         weights: one Python float per snapshot. Snapshots of weight 0 are not read.
         reference: a tensor of the same shape and device, or None for 0.
+        scales: for int8 snapshots ``(..., columns)`` of `quantize_rows`, the fp32 scales ``(...)`` of each.
+        dtype: of the result; the reference's by default, without one the snapshots' (float32 for int8 snapshots).
 
     Returns:
-        A tensor in the reference's dtype (the snapshots' if there is none). Sums of bf16 and fp16 are taken in fp32.
+        A tensor of that dtype. Sums of bf16 and fp16 are taken in fp32 and rounded once. NaN and Inf propagate.
     """
     if not snapshots or len(snapshots) != len(weights):
         raise ValueError(f"combine: {len(snapshots)} snapshots but {len(weights)} weights; needs one weight per snapshot.")
-    if reference is not None and reference.shape != snapshots[-1].shape:  # a broadcast here would be a silent error
-        raise ValueError(f"combine: shapes differ, {tuple(snapshots[-1].shape)} and {tuple(reference.shape)}.")
-    if weights[-1] == 1.0 and not any(weights[:-1]):  # hold: one copy, or one addition
-        snapshot = snapshots[-1]
-        if reference is None:
-            return snapshot.clone()
-        total = reference + snapshot
-        return total if total.dtype == reference.dtype else total.to(reference.dtype)
+    newest = snapshots[-1]
+    if reference is not None and reference.shape != newest.shape:  # a broadcast here would be a silent error
+        raise ValueError(f"combine: shapes differ, {tuple(newest.shape)} and {tuple(reference.shape)}.")
+    if scales is not None:
+        _check_scales(snapshots, scales)
+    elif weights[-1] == 1.0 and not any(weights[:-1]):  # hold: one copy, or one addition, which is one pass already
+        total = newest.clone() if reference is None else reference + newest
+        like = newest if reference is None else reference
+        return total if total.dtype == (dtype or like.dtype) else total.to(dtype or like.dtype)
+    dtype = dtype or (reference.dtype if reference is not None else torch.float32 if scales is not None else newest.dtype)
+    if implementation("combine", newest if reference is None else reference) == "reference":
+        return combine_reference(snapshots, weights, reference, scales, dtype)
+    return torch.ops.mindie_cache.combine(snapshots, weights, reference, scales, dtype)
+
+
+def combine_reference(
+    snapshots: Sequence[torch.Tensor],
+    weights: Sequence[float],
+    reference: torch.Tensor | None,
+    scales: Sequence[torch.Tensor] | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """The same by PyTorch's operators."""
     like = snapshots[-1] if reference is None else reference
-    wide = torch.promote_types(like.dtype, torch.float32)
+    wide = torch.promote_types(like.dtype if like.dtype.is_floating_point or like.dtype.is_complex else dtype, torch.float32)
     total = torch.zeros_like(like, dtype=wide) if reference is None else reference.to(wide, copy=True)
-    for snapshot, weight in zip(snapshots, weights, strict=True):
-        if weight:
+    for index, (snapshot, weight) in enumerate(zip(snapshots, weights, strict=True)):
+        if not weight:
+            continue
+        if scales is None:
             total.add_(snapshot, alpha=weight)
-    return total.to(like.dtype)
+        else:
+            total.addcmul_(snapshot.to(wide), (scales[index] * weight).unsqueeze(-1).to(wide))
+    return total.to(dtype)
+
+
+def _check_scales(snapshots: Sequence[torch.Tensor], scales: Sequence[torch.Tensor]) -> None:
+    if len(scales) != len(snapshots):
+        raise ValueError(f"combine: {len(snapshots)} snapshots but {len(scales)} scales; needs one tensor of scales each.")
+    for snapshot, scale in zip(snapshots, scales, strict=True):
+        if snapshot.dtype != torch.int8 or scale.shape != snapshot.shape[:-1]:
+            raise ValueError(
+                f"combine: scales of shape {tuple(scale.shape)} do not fit {snapshot.dtype} snapshots of shape "
+                f"{tuple(snapshot.shape)}. Give int8 codes (..., columns) and scales (...), as quantize_rows returns them."
+            )
+
+
+torch.library.define(
+    "mindie_cache::combine",
+    "(Tensor[] snapshots, float[] weights, Tensor? reference, Tensor[]? scales, ScalarType dtype) -> Tensor",
+)
+
+
+@torch.library.impl("mindie_cache::combine", "CompositeExplicitAutograd")
+def _run(
+    snapshots: list[torch.Tensor],
+    weights: list[float],
+    reference: torch.Tensor | None,
+    scales: list[torch.Tensor] | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    like = snapshots[-1] if reference is None else reference
+    read = [index for index, weight in enumerate(weights) if weight]
+
+    def by_reference() -> torch.Tensor:
+        return combine_reference(snapshots, weights, reference, scales, dtype)
+
+    def by_kernel() -> torch.Tensor:
+        from mindie_cache.ops.triton import combine as kernels
+
+        tensors = [snapshots[index] for index in read]
+        adds = [] if reference is None else [reference]
+        tensors = [tensor.contiguous() for tensor in tensors + adds] if scales else laid_alike(tensors + adds)
+        out = torch.empty_like(tensors[-1], dtype=dtype)
+        rows = None if scales is None else [scales[index].contiguous() for index in read]
+        kernels.combine(tensors[: len(read)], [weights[index] for index in read], tensors[-1] if adds else None, rows, out)
+        return out
+
+    one_pass = 0 < len(read) <= MOST_IN_ONE_PASS and {dtype, snapshots[-1].dtype} <= set(DTYPES)
+    if not one_pass or implementation("combine", like) == "reference":
+        return by_reference()
+    return guarded("combine", like, by_kernel, by_reference)
+
+
+@torch.library.register_fake("mindie_cache::combine")
+def _fake(
+    snapshots: list[torch.Tensor],
+    weights: list[float],
+    reference: torch.Tensor | None,
+    scales: list[torch.Tensor] | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    return torch.empty_like(snapshots[-1] if reference is None else reference, dtype=dtype)
