@@ -1,0 +1,1 @@
+"""Stand-ins for the libraries of CANN; see README.md."""
