@@ -14,6 +14,7 @@ simulated and what is not.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import sys
 import warnings
@@ -24,7 +25,6 @@ from typing import Any
 
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # the stand-ins have to be loaded first
 os.environ["TASK_QUEUE_ENABLE"] = "0"  # an operator that fails, fails where it is called
-
 os.environ.setdefault("MINDIE_CACHE_OPS", "reference")  # kernels are for the tests that ask for them
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/ has the toy models
@@ -42,6 +42,7 @@ _runtime.cann_sim_pending.restype = ctypes.c_uint64
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    importlib.import_module("torch_npu")
 
 _operators = ctypes.CDLL(str(LIBRARIES / build.OPERATORS_LIBRARY))
 _operators.cann_sim_replace_operators.restype = ctypes.c_char_p
@@ -172,7 +173,7 @@ def _attention(
 ):  # fmt: skip
     if pse is not None or padding_mask is not None or keep_prob != 1.0 or sparse_mode not in (0, 1):
         raise NotImplementedError(
-            "cann_sim: the reference of npu_fusion_attention has no pse, padding, dropout or sparse mode"
+            "cann_sim: this reference of npu_fusion_attention has no pse, padding, dropout or sparse mode"
         )
     to_heads_first = _TO_HEADS_FIRST[layout]
     query = to_heads_first(q, heads).float()

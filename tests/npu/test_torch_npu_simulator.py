@@ -160,5 +160,5 @@ def test_double_precision_is_refused_and_seen(dtype):
 
 def test_an_operator_that_nothing_stands_in_for_fails_by_name():
     x = torch.ones(2, 4, device="npu")
-    with pytest.raises(RuntimeError, match="npu_swiglu|SwiGlu"):
+    with pytest.raises(RuntimeError, match="SwiGlu"):
         torch.ops.npu.npu_swiglu(x)

@@ -2,7 +2,7 @@
 
     python build.py        # with the interpreter that has torch and torch_npu; prints the folder of the result
 
-1. Every library that torch_npu needs and the machine lacks becomes an empty one of that name, which depends on libascendcl.so.
+1. Every library that torch_npu needs and the machine lacks becomes an empty one, which depends on libascendcl.so.
 2. Every symbol that neither PyTorch nor the C and C++ libraries offer goes into libascendcl.so: from the sources here where
    they have it, else as a function that returns 0 (an operator: an error), or as zeros for a table of virtual functions.
 3. operators.cpp becomes liboperators.so: the ATen operators of device 'npu', run by the CPU.
@@ -150,7 +150,7 @@ def _package(name: str) -> Path:
     """Its folder, found without importing it."""
     found = importlib.util.find_spec(name)
     if found is None or not found.submodule_search_locations:
-        raise BuildError(f"cann_sim needs {name}, which {sys.executable} does not have: pip install {name}==2.13.0")
+        raise _lacks(name)
     return Path(next(iter(found.submodule_search_locations)))
 
 
@@ -158,9 +158,11 @@ def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        raise BuildError(
-            f"cann_sim needs {name}, which {sys.executable} does not have: pip install {name}==2.13.0"
-        ) from None
+        raise _lacks(name) from None
+
+
+def _lacks(name: str) -> BuildError:
+    return BuildError(f"cann_sim needs {name}, which {sys.executable} does not have: pip install {name}==2.13.0")
 
 
 if __name__ == "__main__":
