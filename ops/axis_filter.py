@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+
 from mindie_cache.ops.fourier import frequencies, hartley, wide_dtype
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from mindie_cache.ops.fourier import frequencies, hartley, has_fft, wide_dtype
 
 

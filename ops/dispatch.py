@@ -79,7 +79,7 @@ def use(mode: str) -> Iterator[None]:
 
 
 def implementation(op: str, like: torch.Tensor) -> str:
-    """"reference", "triton" or "torch_npu": what runs `op` on tensors like this one."""
+    """ "reference", "triton" or "torch_npu": what runs `op` on tensors like this one."""
     kind = like.device.type
     choice = _settled.get((op, kind)) or _settle(op, kind)
     if choice.implementation == "reference" or (like.requires_grad and torch.is_grad_enabled()):
@@ -144,7 +144,9 @@ def _choose(op: str, kind: str) -> tuple[str, str]:
             raise ConfigError(f"{asked}, but Triton is not installed. pip install {package}, or unset {VARIABLE}.")
         return "reference", f"{package} is not installed, so {rule.eager} operators of PyTorch do its work"
     least = rule.smallest.get(kind, 0) if mode == "auto" else 0
-    return "triton", f"one pass over memory instead of {rule.eager} operators" + (f", from {least} elements" if least else "")
+    return "triton", f"one pass over memory instead of {rule.eager} operators" + (
+        f", from {least} elements" if least else ""
+    )
 
 
 def _checked(mode: str) -> str:

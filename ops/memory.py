@@ -21,7 +21,9 @@ def laid_alike(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 def _is_dense(tensor: torch.Tensor) -> bool:
     """Whether every element between the first and the last one in memory is an element of the tensor, once."""
     expected = 1
-    for stride, size in sorted([(stride, size) for stride, size in zip(tensor.stride(), tensor.shape) if size != 1]):
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size == 1:
+            continue
         if stride != expected:
             return False
         expected *= size

@@ -51,7 +51,9 @@ def quantize_rows_reference(x: torch.Tensor, reference: torch.Tensor | None = No
         largest = value.abs().amax(dim=-1, keepdim=True)
         torch.div(largest, HIGHEST, out=scale)
         scale += (value * 0.0).sum(dim=-1, keepdim=True)  # 0, or NaN if anything is not finite
-        code.copy_((value * (HIGHEST / largest.clamp_min(1e-30))).add_(0.5).floor_().clamp_(-HIGHEST, HIGHEST).nan_to_num_(0.0))
+        code.copy_(
+            (value * (HIGHEST / largest.clamp_min(1e-30))).add_(0.5).floor_().clamp_(-HIGHEST, HIGHEST).nan_to_num_(0.0)
+        )
     return codes, scales
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mindie_cache.ops import band_split, low_pass
-from mindie_cache.ops import fourier as fourier_module
 from torch import Tensor
 
 from mindie_cache import ops
+from mindie_cache.ops import band_split, low_pass
+from mindie_cache.ops import fourier as fourier_module
 
 SIZES = st.integers(1, 17)
 

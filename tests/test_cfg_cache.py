@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mindie_cache.ops import fourier
 from open_loop import LocalScalars
 from players import Player, as_numpy, play, recording
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy import all_warnings, quiet
 
 from mindie_cache import CacheAgent, CacheConfig, CacheWarning, ConfigError, ModelExecError, ParametersInvalid
+from mindie_cache.ops import fourier
 from mindie_cache.predictors import Boost
 
 SHAPE = (1, 2, 3, 8, 10)  # batch, channels, frames, height, width

@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mindie_cache.ops import fourier
 from players import Player, as_numpy, play, recording
 from toy import quiet
 
 from mindie_cache import CacheAgent, CacheConfig, ConfigError, ModelExecError
+from mindie_cache.ops import fourier
 
 SHAPE = (2, 23, 3)  # batch, tokens, channels
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from mindie_cache.ops import axis_filter
 from open_loop import Inputs, agent_of, agree, drive, expected, host_reads, make_inputs, make_model
 from oracles import Hold, Ladder, Sea, relative_l1, sea_filter, sea_response
 from test_teacache import forced_steps, modulated
@@ -18,6 +17,7 @@ from toy import all_warnings, quiet
 from mindie_cache import CacheAgent, CacheConfig
 from mindie_cache.demo.metrics import psnr
 from mindie_cache.distributed import Ranks
+from mindie_cache.ops import axis_filter
 from mindie_cache.policies import Limits, SeaCache, Signal
 from mindie_cache.testbed import generate, load_testbed
 

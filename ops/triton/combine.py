@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from mindie_cache.ops.tiling import blocks, launch
+from mindie_cache.ops.tiling import blocks, launch, local_bytes
 
 MOST = 4  # snapshots in one pass
 
 
 @triton.jit
-def combine_flat(s0, s1, s2, s3, w0, w1, w2, w3, reference, out, n, COUNT: tl.constexpr, ADDS: tl.constexpr, BLOCK: tl.constexpr):
+def combine_flat(
+    s0, s1, s2, s3, w0, w1, w2, w3, reference, out, n, COUNT: tl.constexpr, ADDS: tl.constexpr, BLOCK: tl.constexpr
+):
     for block in range(tl.program_id(0), tl.cdiv(n, BLOCK), tl.num_programs(0)):
         at = block * BLOCK + tl.arange(0, BLOCK)
         mask = at < n
@@ -68,22 +71,22 @@ def combine(
     out: torch.Tensor,
 ) -> None:
     """Write the sum into `out`. All tensors are laid out alike in memory; see mindie_cache.ops.combine for the contract."""
-    count, spare = len(snapshots), MOST - len(snapshots)
-    tensors = (*snapshots, *snapshots[:1] * spare)
-    factors = (*weights, *weights[:1] * spare)
-    adds = reference is not None
-    base = reference if reference is not None else out
-    # what a block takes of local memory: per snapshot its elements, their fp32 copy, the product and the sum
-    each = sum(tensor.element_size() + 12 for tensor in snapshots) + adds * (base.element_size() + 8) + out.element_size() + 4
+    count, adds = len(snapshots), reference is not None
+    base = out if reference is None else reference
+    each = sum(local_bytes(tensor) for tensor in (*snapshots, *[base] * adds)) + out.element_size() + 4 * count
+    constants = {"COUNT": count, "ADDS": adds}
     if scales is None:
         block, programs = blocks(out.numel(), each)
-        launch(combine_flat, programs, out, *tensors, *factors, base, out, out.numel(), COUNT=count, ADDS=adds, BLOCK=block)
+        args = (*_four(snapshots), *_four(weights), base, out, out.numel())
+        launch(combine_flat, programs, out, *args, **constants, BLOCK=block)
     else:
         columns = out.shape[-1]
         rows = out.numel() // columns
         block, programs = blocks(columns, each, rows)
-        by_row = (*scales, *scales[:1] * spare)
-        launch(
-            combine_rows, programs, out, *tensors, *by_row, *factors, base, out, rows, columns,
-            COUNT=count, ADDS=adds, BLOCK=block,
-        )  # fmt: skip
+        args = (*_four(snapshots), *_four(scales), *_four(weights), base, out, rows, columns)
+        launch(combine_rows, programs, out, *args, **constants, BLOCK=block)
+
+
+def _four(items: Sequence[Any]) -> tuple[Any, ...]:
+    """The first one stands in for those that the kernel does not read."""
+    return (*items, *[items[0]] * (MOST - len(items)))

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mindie_cache.ops.tiling import blocks, launch
+from mindie_cache.ops.tiling import blocks, launch, local_bytes
 
 
 @triton.jit
@@ -35,5 +35,5 @@ def magnitude_ratio(
     """Write fp32 `ratios` and `cosines`, one a row. All tensors are contiguous."""
     columns = current.shape[-1]
     rows = current.numel() // columns
-    block, programs = blocks(columns, current.element_size() + previous.element_size() + 48, rows)
+    block, programs = blocks(columns, local_bytes(current) + local_bytes(previous) + 24, rows)
     launch(compare_rows, programs, current, current, previous, ratios, cosines, rows, columns, eps, BLOCK=block)

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mindie_cache.ops.tiling import blocks, launch
+from mindie_cache.ops.tiling import blocks, launch, local_bytes
 
 
 @triton.jit
@@ -61,7 +61,7 @@ def quantize_rows(x: torch.Tensor, reference: torch.Tensor | None, codes: torch.
     rows = x.numel() // columns
     subtracts = reference is not None
     base = reference if reference is not None else x
-    block, programs = blocks(columns, x.element_size() + subtracts * (base.element_size() + 8) + 40, rows)
+    block, programs = blocks(columns, local_bytes(x) + subtracts * local_bytes(base) + 37, rows)
     launch(
         quantize, programs, x, x, base, codes, scales, rows, columns,
         SUBTRACTS=subtracts, WHOLE=columns <= block, BLOCK=block,

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mindie_cache.ops.tiling import blocks, launch
+from mindie_cache.ops.tiling import blocks, launch, local_bytes
 
 
 @triton.jit
@@ -34,7 +34,7 @@ def total_sums(partial, out, count, COUNT: tl.constexpr):
 
 def relative_l1(current: torch.Tensor, previous: torch.Tensor, out: torch.Tensor) -> None:
     """Write the two sums into `out`, fp32 of shape (2,). The inputs are laid out alike in memory."""
-    block, programs = blocks(current.numel(), current.element_size() + previous.element_size() + 36)
+    block, programs = blocks(current.numel(), local_bytes(current) + local_bytes(previous) + 12)
     partial = torch.empty(2 * programs, dtype=torch.float32, device=out.device)
     launch(partial_sums, programs, out, current, previous, partial, current.numel(), BLOCK=block)
     launch(total_sums, 1, out, partial, out, programs, COUNT=max(16, triton.next_power_of_2(programs)))
