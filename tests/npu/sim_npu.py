@@ -25,7 +25,6 @@ from typing import Any
 
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # the stand-ins have to be loaded first
 os.environ["TASK_QUEUE_ENABLE"] = "0"  # an operator that fails, fails where it is called
-os.environ.setdefault("MINDIE_CACHE_OPS", "reference")  # kernels are for the tests that ask for them
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/ has the toy models
 
@@ -57,20 +56,30 @@ COUNTERS = (
     "bytes_on_device",
     "refused_in_capture",
 )
-TORCH_NPUS_OWN = {  # not replaced: allocation, storage, views, and what needs no kernel
+TORCH_NPUS_OWN = {  # not replaced: allocation, storage, and what needs no kernel; nor are views
     *("empty.memory_format", "empty_strided", "empty_like", "new_empty_strided", "_lazy_clone"),
     *("empty_with_format", "empty_with_swapped_memory", "resize_", "resize_as_", "_copy_from_and_resize"),
     *("set_", "set_.source_Storage", "set_.source_Storage_storage_offset", "set_.source_Tensor", "is_set_to"),
-    *("as_strided", "as_strided_", "view", "view.dtype", "_reshape_alias", "unfold", "view_as_real", "view_as_complex"),
     *("record_stream", "_pin_memory", "is_pinned", "_local_scalar_dense", "_has_compatible_shallow_copy_type"),
 }
+
+
+def _views() -> set[str]:
+    """Operators that return a view of an argument. On the CPU each would be copied, and writes to it lost."""
+    views = set()
+    for schema in torch._C._jit_get_all_schemas():
+        alias = [result.alias_info for result in schema.returns]
+        if any(info is not None and not info.is_write for info in alias):
+            views.add(".".join(filter(None, (schema.name.removeprefix("aten::"), schema.overload_name))))
+    return views
 
 
 def _replace_operators() -> frozenset[str]:
     """Send the operators that torch_npu registers to the CPU. Returns all that it registers, by full name."""
     registered = torch._C._dispatch_get_registrations_for_dispatch_key("PrivateUse1")
     names = [name.removeprefix("aten::") for name in registered if name.startswith("aten::")]
-    names = [name for name in names if name not in TORCH_NPUS_OWN and not name.startswith(("npu_", "_npu_"))]
+    kept = TORCH_NPUS_OWN | _views() - {"contiguous"}  # which copies, or returns what it is given
+    names = [name for name in names if name not in kept and not name.startswith(("npu_", "_npu_"))]
     sys.stderr.flush()
     terminal, silence = os.dup(2), os.open(os.devnull, os.O_WRONLY)  # PyTorch warns of each one that is replaced
     os.dup2(silence, 2)
