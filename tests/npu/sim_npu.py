@@ -146,17 +146,20 @@ def not_counted() -> Iterator[None]:
 _library = torch.library.Library("npu", "IMPL")
 
 
-def _reference(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _reference(name: str, *keys: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _library.impl(name, function, "PrivateUse1", allow_override=True)
+            for key in ("PrivateUse1", *keys):
+                _library.impl(name, function, key, allow_override=True)
         return function
 
     return register
 
 
-@_reference("npu_rms_norm")
+@_reference(
+    "npu_rms_norm", "CPU"
+)  # where torch_npu is installed, diffusers calls it on the CPU too, where a device has none
 def _rms_norm(x, gamma, epsilon=1e-6):
     scale = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + epsilon)
     return (x.float() * scale * gamma.float()).to(x.dtype), scale
@@ -175,15 +178,14 @@ _FROM_HEADS_FIRST = {
     "SBH": lambda x: x.permute(2, 0, 1, 3).flatten(2),
 }
 _MASKED = -40000.0
+_CAUSAL = 2  # sparse_mode
 
 
 def _attention(
     q, k, v, heads, layout, pse=None, padding_mask=None, atten_mask=None, scale=1.0, keep_prob=1.0, sparse_mode=0
 ):  # fmt: skip
-    if pse is not None or padding_mask is not None or keep_prob != 1.0 or sparse_mode not in (0, 1):
-        raise NotImplementedError(
-            "cann_sim: this reference of npu_fusion_attention has no pse, padding, dropout or sparse mode"
-        )
+    if pse is not None or padding_mask is not None or keep_prob != 1.0 or sparse_mode not in (0, 1, _CAUSAL):
+        raise NotImplementedError("cann_sim: this reference of npu_fusion_attention has no pse, padding or dropout")
     to_heads_first = _TO_HEADS_FIRST[layout]
     query = to_heads_first(q, heads).float()
     kv_heads = heads if layout in ("BNSD", "BSND") else k.shape[-1] // query.shape[-1]
@@ -192,6 +194,8 @@ def _attention(
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     scores = query @ key.transpose(-1, -2) * scale
     if atten_mask is not None:
+        if sparse_mode == _CAUSAL:  # one triangle that is large enough for all
+            atten_mask = atten_mask[: scores.shape[-2], : scores.shape[-1]]
         scores = scores.masked_fill(atten_mask.bool(), _MASKED)  # true is masked out, unlike in PyTorch
     largest = scores.amax(-1, keepdim=True)
     exponentials = (scores - largest).exp()
