@@ -73,9 +73,9 @@ def _site_packages(prefix: Path) -> Path:
 
 def _holds(site_packages: Path, packages: list[str]) -> bool:
     """Whether what pip noted there is what is asked for (somebody may have uninstalled or upgraded a package)."""
-    there = {found.name.lower().replace("-", "_"): found.version for found in metadata.distributions(path=[str(site_packages)])}
-    wanted = (package.split("==") for package in packages)
-    return all(there.get(name.lower().replace("-", "_")) == version for name, version in wanted)
+    found = metadata.distributions(path=[str(site_packages)])
+    there = {f"{package.name}=={package.version}".lower().replace("-", "_") for package in found}
+    return all(package.lower().replace("-", "_") in there for package in packages)
 
 
 def _unpack_mlir(folder: Path) -> None:
@@ -97,8 +97,8 @@ def _unpack_mlir(folder: Path) -> None:
             subprocess.run(["apt-get", "update", "--quiet"], check=False, stdout=subprocess.DEVNULL)
             if not _download(temporary):
                 sys.exit(
-                    f"apt-get could not download {', '.join(DEBIAN)}. They are in Debian 12 (bookworm): add its sources to apt, "
-                    "run `apt-get update` as root, then `make npu-tools` again."
+                    f"apt-get could not download {', '.join(DEBIAN)}. They are in Debian 12 (bookworm): add its sources "
+                    "to apt, run `apt-get update` as root, then `make npu-tools` again."
                 )
         for package in temporary.glob("*.deb"):
             subprocess.run(["dpkg", "-x", package, temporary], check=True)
