@@ -8,9 +8,9 @@ TOOLS := $(VENV)/.tools
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10))
 WRONG_PYTHON := PYTHON=$(PYTHON) is not Python 3.10 or later. Name one that is, for example: make PYTHON=python3.12
 
-.PHONY: help demo test check dev bench clean
+.PHONY: help demo test test-npu npu-tools check dev bench clean
 help: ## say what each target does
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): setup.py mindie_cache/version.py
 	@test -x $(BIN)/pip && $(BIN)/python -c "$(NEW_ENOUGH)" || { \
@@ -32,6 +32,12 @@ demo: $(READY) ## generate with and without caches, compare, and write pictures 
 test: $(TOOLS) ## run the tests, one process a core (ARGS="-k clock" passes options to pytest)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
+npu-tools: $(TOOLS) ## set up .npu/ and MLIR, for tests of the NPU code without an NPU
+	@$(BIN)/python tests/npu/setup_tools.py
+
+test-npu: npu-tools ## test the kernels as lowered for Ascend and for CUDA, and torch_npu, on the CPU (ARGS as for test)
+	@$(BIN)/python tests/npu/run.py $(ARGS)
+
 check: $(TOOLS) ## lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,5 +49,5 @@ dev: $(TOOLS) ## set up .venv with all development tools
 bench: $(TOOLS) ## measure host time per call, beside MindIE-SD's cache_agent
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
 
-clean: ## remove .venv, caches and outputs (trainings in runs/ stay)
-	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+clean: ## remove .venv, .npu, caches and outputs (trainings in runs/ stay)
+	rm -rf $(VENV) .npu out build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
