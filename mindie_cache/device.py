@@ -10,7 +10,7 @@ import importlib.util
 import re
 import sys
 from glob import glob
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -71,6 +71,64 @@ def synchronize(device: torch.device) -> None:
     """Wait until everything queued on `device` is done; nothing to wait for on the CPU. Call before reading a clock."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize(device)
+
+
+class Memory(NamedTuple):
+    """Bytes on a device: `held` by tensors, the `peak` of it, `reserved` by PyTorch, `free` and `total` of the device."""
+
+    held: int
+    peak: int
+    reserved: int
+    free: int
+    total: int
+
+
+def memory(device: torch.device) -> Memory | None:
+    """What the allocator of `device` holds; None on the CPU, where PyTorch does not count."""
+    if device.type == "cpu":
+        return None
+    module = getattr(torch, device.type)
+    free, total = module.mem_get_info(device)
+    held, peak = module.memory_allocated(device), module.max_memory_allocated(device)
+    return Memory(held, peak, module.memory_reserved(device), free, total)
+
+
+def of_rank(local_rank: int, kind: str = "auto") -> torch.device:
+    """The device of one process of several on this machine: the ranks take the devices of a kind in turn.
+
+    Raises:
+        ConfigError: there is no device of this kind.
+    """
+    first = resolve(kind)
+    if first.type == "cpu":
+        return first
+    return torch.device(first.type, local_rank % len(probe(first.type).names))
+
+
+class Reading:
+    """A few numbers of a device on their way to the host: sent at once, without waiting, and read when they are there.
+
+    Read a step later they cost no wait: the copy has its place in the queue before the step's work. If the device is
+    further behind, `read` waits for that place only, and the work that was queued after it keeps the device busy.
+    """
+
+    __slots__ = ("_arrived", "_host")
+
+    def __init__(self, numbers: torch.Tensor):
+        self._arrived: Any = None
+        if numbers.device.type == "cpu":
+            self._host = numbers.clone()
+            return
+        module = getattr(torch, numbers.device.type)
+        self._host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+        self._host.copy_(numbers, non_blocking=True)
+        self._arrived = module.Event()
+        self._arrived.record(module.current_stream(numbers.device))
+
+    def read(self) -> list[Any]:
+        if self._arrived is not None and not self._arrived.query():
+            self._arrived.synchronize()
+        return self._host.tolist()
 
 
 def _probe_cuda() -> Availability:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mindie_cache.device import Reading
+
 
 class Ranks(NamedTuple):
     """The ranks of `group` (a `torch.distributed.ProcessGroup`), or this process alone if it is None.
@@ -52,6 +54,13 @@ class Ranks(NamedTuple):
             sums = sums.clone()
             torch.distributed.all_reduce(sums, group=self.group)
         return sums.tolist()
+
+    def send(self, sums: torch.Tensor) -> Reading:
+        """`sums` ``(n,)`` added up over the ranks, on their way to the host: one small all-reduce, and no wait."""
+        if self.group is not None:
+            sums = sums.clone()
+            torch.distributed.all_reduce(sums, group=self.group)
+        return Reading(sums)
 
     def agree(self, wish: bool, device: torch.device) -> bool:
         """True where every rank wishes so: one all-reduce of a single number on `device`."""

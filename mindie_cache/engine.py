@@ -12,6 +12,7 @@ from mindie_cache.errors import ModelExecError
 from mindie_cache.history import Features, own
 from mindie_cache.lanes import Common, Lane, Track, first_shape, signature
 from mindie_cache.methods.base import Recipe
+from mindie_cache.ops import residual_delta
 from mindie_cache.policies import Signal
 from mindie_cache.taps import model_input
 
@@ -26,6 +27,8 @@ class Engine:
         self._per_call = recipe.policy.per_call
         self._anchor = recipe.signal.anchor if recipe.signal else -1
         self._probed = recipe.probe.index if recipe.probe else -1
+        plain = recipe.bands is not None or recipe.meter is not None  # what looks at residuals before they are kept
+        self._subtract = residual_delta if plain else recipe.placement.residual
         self.ranks = Ranks(group)
         if recipe.meter is not None:
             recipe.meter.prepare(self.ranks)
@@ -197,7 +200,7 @@ class Engine:
             if entered is None:
                 history.push(track.step, tuple([own(out) for out in outputs]))
             else:
-                history.push(track.step, (_residual(outputs[0], entered), *[own(out) for out in outputs[1:]]))
+                history.push(track.step, (self._residual(outputs[0], entered), *[own(out) for out in outputs[1:]]))
         return result
 
     def block_range(
@@ -261,7 +264,7 @@ class Engine:
     def record(self, track: Track, lane: Lane, outputs: Features) -> None:
         """End of a computed span: keep output - reference, stream by stream."""
         references, lane.reference = lane.reference[: len(outputs)], ()
-        features = tuple([_residual(out, ref) for out, ref in zip(outputs, references, strict=True)])
+        features = tuple([self._residual(out, ref) for out, ref in zip(outputs, references, strict=True)])
         differs = [
             isinstance(out, torch.Tensor) and out.dtype != ref.dtype for out, ref in zip(outputs, references, strict=True)
         ]
@@ -273,26 +276,25 @@ class Engine:
             self.recipe.meter.add(track.common.measured, track.branch, track.step, main, self.ranks)
         lane.history.push(track.step, features)
 
-
-def _residual(output: Any, reference: Any) -> Any:
-    if output is None:  # a stream that ends in this region: nobody needs it afterwards
-        return None
-    if isinstance(output, torch.Tensor) != isinstance(reference, torch.Tensor):
-        raise ModelExecError(
-            f"A stream enters the cached region as {type(reference).__name__} and leaves as {type(output).__name__}. "
-            "A cached block returns its streams as they came, e.g. (hidden_states, encoder_hidden_states)."
-        )
-    if not isinstance(output, torch.Tensor):
-        return output - reference
-    if output.shape != reference.shape:
-        raise ModelExecError(
-            f"A stream changes its shape inside the cached region, from {tuple(reference.shape)} to "
-            f"{tuple(output.shape)}. Choose block_start and block_end so that shapes stay the same between them; of a whole "
-            "forward keep the output: options={'residual': False}."
-        )
-    if output.dtype == torch.bool:
-        raise ModelExecError("A stream is boolean, so it has no residual. Pass masks as other keywords, not as streams.")
-    return (output.detach() if output.requires_grad else output) - reference
+    def _residual(self, output: Any, reference: Any) -> Any:
+        if output is None:  # a stream that ends in this region: nobody needs it afterwards
+            return None
+        if isinstance(output, torch.Tensor) != isinstance(reference, torch.Tensor):
+            raise ModelExecError(
+                f"A stream enters the cached region as {type(reference).__name__} and leaves as {type(output).__name__}. "
+                "A cached block returns its streams as they came, e.g. (hidden_states, encoder_hidden_states)."
+            )
+        if not isinstance(output, torch.Tensor):
+            return output - reference
+        if output.shape != reference.shape:
+            raise ModelExecError(
+                f"A stream changes its shape inside the cached region, from {tuple(reference.shape)} to "
+                f"{tuple(output.shape)}. Choose block_start and block_end so that shapes stay the same between them; of a "
+                "whole forward keep the output: options={'residual': False}."
+            )
+        if output.dtype == torch.bool:
+            raise ModelExecError("A stream is boolean, so it has no residual. Pass masks as other keywords, not as streams.")
+        return self._subtract(output.detach() if output.requires_grad else output, reference)
 
 
 def _changed(lane: Lane) -> bool:

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mindie_cache.ops import combine
-from mindie_cache.placement import Placement
+from mindie_cache.placement import Codes, Placement
 
 Features = tuple[Any, ...]  # one entry per stream: a tensor, or any object that a model passes along
 
@@ -51,7 +50,7 @@ class History:
     def push(self, step: int, features: Features) -> None:
         """Keep `features` of `step`; the same step again replaces its snapshot, a full ring drops its oldest."""
         keep, steps = self.placement.keep, self.steps
-        snapshot = tuple([keep(f) if isinstance(f, torch.Tensor) else Plain(f) for f in features])
+        snapshot = tuple([keep(f) if isinstance(f, torch.Tensor | Codes) else Plain(f) for f in features])
         if steps:
             if self.depth > 1 and [type(new) for new in snapshot] != [type(old) for old in self._kept[-1]]:
                 self.clear()  # an output was a tensor and is none now, or the other way round: nothing to interpolate
@@ -88,18 +87,15 @@ class History:
 
     def combine(self, weights: Sequence[float], references: Features | None) -> Features:
         """One new object per stream: ``reference + sum(weight * snapshot)``; without references, the sum alone."""
-        fetch, combined = self.placement.fetch, []
+        placement, combined = self.placement, []
         for stream, newest in enumerate(self._kept[-1]):
             kept = [snapshot[stream] for snapshot in self._kept]
             reference = references[stream] if references else None
             if type(newest) is Plain:
                 combined.append(combine_objects([item.value for item in kept], weights, reference))
             else:
-                tensors = [fetch(item) for item in kept]
-                if tensors[-1].dtype.is_floating_point or tensors[-1].dtype.is_complex:
-                    combined.append(combine(tensors, weights, reference))
-                else:
-                    combined.append(combine(tensors[-1:], _HELD, reference))
+                mixes = newest.dtype.is_floating_point or newest.dtype.is_complex
+                combined.append(placement.combine(*((kept, weights) if mixes else (kept[-1:], _HELD)), reference))
         return tuple(combined)
 
 

@@ -1,33 +1,96 @@
-"""Where kept tensors live. Owns no history and takes no decision."""
+"""How kept tensors are stored. Owns no history and takes no decision."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from mindie_cache.ops import combine, dequantize_rows, quantize_rows, quantized_delta, residual_delta
+
 
 class Placement(Protocol):
-    """`keep` takes a tensor that nobody else holds and returns what is stored; `fetch` brings it back for reading."""
+    """What is stored has the `dtype` of the tensor that it was."""
 
-    def keep(self, feature: torch.Tensor) -> Any: ...
+    def keep(self, feature: Any) -> Any:
+        """What is stored of a tensor that nobody else holds, or of what `residual` returned."""
 
-    def fetch(self, kept: Any) -> torch.Tensor: ...
+    def residual(self, output: torch.Tensor, reference: torch.Tensor) -> Any:
+        """``output - reference``, for `keep`."""
+
+    def fetch(self, kept: Any) -> torch.Tensor:
+        """The tensor, for reading."""
+
+    def combine(self, kept: Sequence[Any], weights: Sequence[float], reference: torch.Tensor | None) -> torch.Tensor:
+        """``reference + sum(weight * kept)``, see mindie_cache.ops.combine."""
 
     def nbytes(self, kept: Any) -> int: ...
 
 
 class OnDevice:
-    """Leave tensors where the model made them."""
+    """As the model made them, where it made them."""
 
     def keep(self, feature: torch.Tensor) -> torch.Tensor:
         return feature
 
+    def residual(self, output: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        return residual_delta(output, reference)
+
     def fetch(self, kept: torch.Tensor) -> torch.Tensor:
         return kept
+
+    def combine(
+        self, kept: Sequence[torch.Tensor], weights: Sequence[float], reference: torch.Tensor | None
+    ) -> torch.Tensor:
+        return combine(kept, weights, reference)
 
     def nbytes(self, kept: torch.Tensor) -> int:
         return kept.numel() * kept.element_size()
 
 
-PLACEMENTS: dict[str, type[OnDevice]] = {"device": OnDevice}
+class Codes(NamedTuple):
+    """A tensor of type `dtype` as int8 `codes`, with one fp32 scale a row."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    dtype: torch.dtype
+
+
+class Int8Rows:
+    """As int8 codes with one scale a row (a token): half of the memory of bf16. Tensors of whole numbers stay as they are.
+
+    An element of a row loses at most 1/254 of the row's largest one. See mindie_cache.ops.quantize_rows.
+    """
+
+    def keep(self, feature: torch.Tensor | Codes) -> torch.Tensor | Codes:
+        if isinstance(feature, Codes) or not feature.is_floating_point() or feature.dim() < 2:
+            return feature
+        codes, scales = quantize_rows(feature)
+        return Codes(codes, scales, feature.dtype)
+
+    def residual(self, output: torch.Tensor, reference: torch.Tensor) -> torch.Tensor | Codes:
+        if not output.is_floating_point() or output.dim() < 2:
+            return residual_delta(output, reference)
+        codes, scales = quantized_delta(output, reference)
+        return Codes(codes, scales, torch.promote_types(output.dtype, reference.dtype))
+
+    def fetch(self, kept: torch.Tensor | Codes) -> torch.Tensor:
+        return dequantize_rows(*kept) if isinstance(kept, Codes) else kept
+
+    def combine(
+        self, kept: Sequence[torch.Tensor | Codes], weights: Sequence[float], reference: torch.Tensor | None
+    ) -> torch.Tensor:
+        codes = [item for item in kept if isinstance(item, Codes)]
+        if len(codes) < len(kept):
+            return combine([self.fetch(item) for item in kept], weights, reference)
+        dtype = codes[-1].dtype if reference is None else reference.dtype
+        return combine([item.codes for item in codes], weights, reference, [item.scales for item in codes], dtype)
+
+    def nbytes(self, kept: torch.Tensor | Codes) -> int:
+        if isinstance(kept, Codes):
+            return kept.codes.numel() + kept.scales.numel() * kept.scales.element_size()
+        return kept.numel() * kept.element_size()
+
+
+PLACEMENTS: dict[str, type[Placement]] = {"device": OnDevice, "int8": Int8Rows}

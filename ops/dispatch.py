@@ -14,6 +14,7 @@ from mindie_cache.errors import ConfigError, ModelExecError, WarnOnce, did_you_m
 from mindie_cache.ops.fourier import has_fft
 
 VARIABLE = "MINDIE_CACHE_OPS"
+KERNEL_DEVICES = ("cuda", "npu")
 MODES = ("auto", "triton", "reference", "torch_npu")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.int8)  # that kernels read
 MOST_ELEMENTS = 2**31 - 2**20  # offsets of the kernels have 32 bits
@@ -134,9 +135,9 @@ def _choose(op: str, kind: str) -> tuple[str, str]:
         return "torch_npu", f"torch_npu has {vendor}"
     if mode == "torch_npu":
         return "reference", f"{asked}, and torch_npu has no operator for it"
-    if mode == "auto" and kind not in ("cuda", "npu"):
+    if mode == "auto" and kind not in KERNEL_DEVICES:
         return "reference", f"the PyTorch reference is the implementation for the {kind.upper()}"
-    if mode == "auto" and rule.eager < WORTH_A_LAUNCH:
+    if rule.eager < WORTH_A_LAUNCH:
         return "reference", f"{rule.eager} operator of PyTorch, already one pass over memory"
     if importlib.util.find_spec("triton") is None:
         package = "triton-ascend" if kind == "npu" else "triton"

@@ -18,7 +18,7 @@ def magnitude_ratio(current: torch.Tensor, previous: torch.Tensor) -> torch.Tens
             the last, has ``f = |current| / |previous|`` and the cosine between the two, with norms over channels in fp32.
 
     The deviation is the unbiased one; of one token it is 0. A previous norm of 0 makes f infinite or NaN, and the mean and
-    the deviation with it. No tokens give NaN.
+    the deviation with it. The means of no tokens are NaN.
 
     Source: MagCache (Ma et al., 2025) and TeleFuser's calibrator.
     """
@@ -44,8 +44,9 @@ def _compare(now: torch.Tensor, before: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 def _three(ratios: torch.Tensor, cosines: torch.Tensor) -> torch.Tensor:
-    deviation = ratios.std() if ratios.numel() != 1 else ratios.new_zeros(())
-    return torch.stack((ratios.mean(), deviation, (1 - cosines).mean()))
+    mean = ratios.mean()
+    deviation = ((ratios - mean).square().sum() / max(1, ratios.numel() - 1)).sqrt()
+    return torch.stack((mean, deviation, (1 - cosines).mean()))
 
 
 torch.library.define("mindie_cache::magnitude_ratio", "(Tensor current, Tensor previous) -> Tensor")

@@ -7,6 +7,8 @@ import torch
 from mindie_cache.ops.dispatch import guarded, implementation
 from mindie_cache.ops.memory import laid_alike
 
+CHUNK = 2**24  # elements that the reference converts to float32 at a time: 64 MiB
+
 
 def relative_l1(current: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
     """Return ``[sum |current - previous|, sum |previous|]``: a float32 tensor of shape (2,), without synchronising.
@@ -24,7 +26,10 @@ def relative_l1(current: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
 
 
 def relative_l1_reference(current: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
-    """The same by PyTorch's operators."""
+    """The same by PyTorch's operators, some elements at a time."""
+    if current.numel() > CHUNK:
+        parts = zip(*[tensor.reshape(-1).split(CHUNK) for tensor in (current, previous)], strict=True)
+        return torch.stack([relative_l1_reference(now, before) for now, before in parts]).sum(0)
     before = previous.float()
     return torch.stack(((current.float() - before).abs().sum(), before.abs().sum()))
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from mindie_cache import (
     branch,
     run,
 )
-from mindie_cache.calibration import files, meter
+from mindie_cache.calibration import files
 
 STEPS, TOKENS, CHANNELS = 12, 7, 16
 BRANCHES = ("cond", "uncond")
@@ -104,7 +105,8 @@ def test_values_of_every_branch(branches):
 
 
 def test_large_residuals_are_measured_in_chunks(monkeypatch):
-    monkeypatch.setattr(meter, "CHUNK", 3 * CHANNELS)
+    monkeypatch.setattr(sys.modules["mindie_cache.ops.magnitude_ratio"], "CHUNK", 3 * CHANNELS)
+    monkeypatch.setattr(sys.modules["mindie_cache.ops.relative_l1"], "CHUNK", 3 * CHANNELS)
     agent, given = make(signal="temb"), residuals()
     generate(agent, given)
     assert_measured(agent.calibration(), given)

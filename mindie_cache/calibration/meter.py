@@ -18,11 +18,9 @@ from mindie_cache.calibration import files
 from mindie_cache.calibration.result import Calibration, Curves, Provenance
 from mindie_cache.distributed import Ranks
 from mindie_cache.errors import ConfigError, ModelExecError, ParametersInvalid
-from mindie_cache.ops import relative_l1
+from mindie_cache.ops import magnitude_ratio, relative_l1
 from mindie_cache.policies.decision import relative
 
-EPS = 1e-8  # least norm in the cosine
-CHUNK = 2**24  # elements that are copied to float32 at a time: 64 MiB
 Rows = dict[str, dict[int, tuple[int, torch.Tensor]]]  # by branch and step: tokens, and seven sums on the device
 
 
@@ -31,15 +29,14 @@ class Latest(NamedTuple):
 
     step: int
     residual: torch.Tensor
-    norms: torch.Tensor
 
 
 class Row(NamedTuple):
-    """One step of one branch on one rank: `moment` is sum (f - mean)^2, `cosine` the mean of 1 - cosine."""
+    """One step of one branch on one rank: `std` of f, and `cosine`, the mean of 1 - cosine."""
 
     tokens: float
     mean: float
-    moment: float
+    std: float
     cosine: float
     signal_change: float
     signal_size: float
@@ -101,8 +98,7 @@ class ResidualMeter:
             return
         if not mine:
             measured["form"] = str(residual.dtype).removeprefix("torch."), residual.device.type
-        norms = torch.linalg.vector_norm(residual, dim=-1, dtype=torch.float32)
-        latest[branch, "residual"] = Latest(step, residual, norms)
+        latest[branch, "residual"] = Latest(step, residual)
         if before is None or before.step != step - 1:  # a step is missing: `result` will say so
             return
         if before.residual.shape != residual.shape:
@@ -112,7 +108,7 @@ class ResidualMeter:
             )
         seen_at, change = latest.get((branch, "change"), (-1, None))
         seen = change if seen_at == step else None
-        mine[step] = norms.numel(), _sums(residual, norms, before, seen, self.signal is not None)
+        mine[step] = residual.shape[:-1].numel(), _sums(residual, before.residual, seen, self.signal is not None)
         if step == self.provenance.steps - 1 and self.output_path is not None:
             self._close(measured, ranks)
 
@@ -184,27 +180,14 @@ class ResidualMeter:
         return Curves(ratios, stds, cosines, changes)
 
 
-def _sums(
-    residual: torch.Tensor, norms: torch.Tensor, before: Latest, change: torch.Tensor | None, watching: bool
-) -> torch.Tensor:
+def _sums(residual: torch.Tensor, before: torch.Tensor, change: torch.Tensor | None, watching: bool) -> torch.Tensor:
     """The entries of a Row but the first, as a tensor `(7,)` on the residual's device. Does not synchronise."""
-    old_norms = before.norms.to(residual.device)
-    factors = norms / old_norms
-    mean = factors.mean()
-    pairs = list(zip(_chunks(residual), _chunks(before.residual.to(residual.device)), strict=True))
-    products = torch.cat([(now.float() * old.float()).sum(-1) for now, old in pairs]).view_as(norms)
-    cosines = products / (norms.clamp_min(EPS) * old_norms.clamp_min(EPS))
-    first = torch.stack((mean, (factors - mean).square().sum(), (1 - cosines).mean()))
+    before = before.to(residual.device)
+    three = magnitude_ratio(residual, before)
     if not watching:
-        return torch.cat((first, first.new_zeros(4)))
-    seen = first.new_full((2,), math.nan) if change is None else change.to(first.device)
-    return torch.cat((first, seen, torch.stack([relative_l1(now, old) for now, old in pairs]).sum(0)))
-
-
-def _chunks(residual: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Its tokens, so many at a time that a copy in float32 is small beside a model."""
-    tokens = residual.reshape(-1, residual.shape[-1])
-    return tokens.split(max(1, CHUNK // max(1, tokens.shape[-1])))
+        return torch.cat((three, three.new_zeros(4)))
+    seen = three.new_full((2,), math.nan) if change is None else change.to(three.device)
+    return torch.cat((three, seen, relative_l1(residual, before)))
 
 
 def _read(rows: list[tuple[int, torch.Tensor]], names: str, ranks: Ranks) -> list[list[list[float]]]:
@@ -229,7 +212,7 @@ def _merge(parts: list[Row]) -> tuple[float, float, float, float, float]:
     if not tokens:
         return (math.nan,) * 5
     mean = sum(part.tokens * part.mean for part in parts) / tokens
-    moment = sum(part.moment + part.tokens * (part.mean - mean) ** 2 for part in parts)
+    moment = sum((part.tokens - 1) * part.std**2 + part.tokens * (part.mean - mean) ** 2 for part in parts)
     std = math.sqrt(moment / (tokens - 1)) if tokens > 1 else 0.0
     cosine = sum(part.tokens * part.cosine for part in parts) / tokens
     signal = relative(sum(part.signal_change for part in parts), sum(part.signal_size for part in parts))

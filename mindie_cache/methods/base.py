@@ -15,6 +15,7 @@ from mindie_cache.errors import ConfigError
 from mindie_cache.history import History
 from mindie_cache.placement import PLACEMENTS, Placement
 from mindie_cache.policies import Limits, Policy
+from mindie_cache.policies.decision import SYNCS
 from mindie_cache.predictors import Hold, PerBand, Predictor, Taylor
 from mindie_cache.sites import BlockRange, Site
 from mindie_cache.streams import BlockStreams, WholeOutput
@@ -129,12 +130,16 @@ class LimitOptions(ExtrapolationOptions):
         final_steps: the last steps, always computed.
         max_skip_steps: most reused steps in a row; 0 sets no limit.
         together: one decision a step for all branches, taken in the first one; False: each branch by itself.
+        sync: "now": the host reads this step's measurement, and waits for the device once a step; "lagged": it reads the
+            one before, which is there already, so that it never waits. The first step after one that could not be
+            compared is computed then.
     """
 
     warmup_steps: int = 1
     final_steps: int = 1
     max_skip_steps: int = 10
     together: bool = True
+    sync: str = "now"
 
     def check(self, config: CacheConfig) -> None:
         super().check(config)
@@ -142,6 +147,7 @@ class LimitOptions(ExtrapolationOptions):
         whole("final_steps", self.final_steps, 0)
         whole("max_skip_steps", self.max_skip_steps, 0)
         flag("together", self.together)
+        choice("sync", self.sync, SYNCS)
 
     def limits(self, config: CacheConfig) -> Limits:
         return Limits(

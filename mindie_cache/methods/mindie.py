@@ -111,6 +111,7 @@ def adastep(config: CacheConfig) -> Recipe:
         decay_ratio=options.decay_ratio,
         relative=options.relative,
         parity=options.parity,
+        sync=options.sync,
     )
     return Recipe(
         site=EachCall(0, 1),

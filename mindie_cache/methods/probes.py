@@ -73,6 +73,7 @@ def first_block(config: CacheConfig) -> Recipe:
         downsample=options.downsample,
         compare=options.compare,
         shared=options.together,
+        sync=options.sync,
     )
     return Recipe(
         site=BlockRange(*options.range(config)),
@@ -103,6 +104,8 @@ class DynamicBlockOptions(LimitOptions):
         real("threshold", self.threshold, 0.0, None)
         whole("downsample", self.downsample, 1)
         flag("parity", self.parity)
+        if self.parity and self.sync == "lagged":
+            raise ConfigError("parity=True looks at this step's change before every block. Unset parity, or set sync='now'.")
 
 
 def dynamic_block(config: CacheConfig) -> Recipe:
@@ -113,6 +116,7 @@ def dynamic_block(config: CacheConfig) -> Recipe:
         threshold=options.threshold,
         downsample=options.downsample,
         parity=options.parity,
+        sync=options.sync,
     )
     calls = block_range(config)
     return Recipe(

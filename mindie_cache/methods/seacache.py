@@ -111,6 +111,7 @@ def seacache(config: CacheConfig) -> Recipe:
         exponent=options.spectral_exponent,
         grid=None if options.grid is None else tuple(options.grid),
         shared=options.together,
+        sync=options.sync,
     )
     return Recipe(
         site=EachCall(0, 1) if forward else block_range(config),

@@ -74,6 +74,7 @@ def teacache(config: CacheConfig) -> Recipe:
         threshold=options.threshold,
         coefficients=options.coefficients,
         shared=options.together,
+        sync=options.sync,
     )
     return Recipe(
         site=block_range(config),
@@ -99,6 +100,8 @@ class AdaCacheOptions(PresetOptions, LimitOptions):
         motion: with motion regularisation (videos), for which `frame_tokens` is needed.
         frame_tokens: tokens of one latent frame: height times width of the latent grid after patches.
         motion_window, motion_scale, motion_power, motion_gradient: see `mindie_cache.policies.Motion`.
+
+    `sync` changes nothing here: what decides was measured at the last computed step, so the host never waits for it.
     """
 
     codebook: tuple[tuple[float, int], ...] | None = None
@@ -213,7 +216,9 @@ class EasyCacheOptions(LimitOptions):
 def easycache(config: CacheConfig) -> Recipe:
     options = config.options
     assert isinstance(options, EasyCacheOptions)
-    policy = EasyCache(limits=options.limits(config), threshold=options.threshold, shared=options.together)
+    policy = EasyCache(
+        limits=options.limits(config), threshold=options.threshold, shared=options.together, sync=options.sync
+    )
     return Recipe(
         site=EachCall(0, 1),
         policy=policy,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from mindie_cache.distributed import Ranks
+from mindie_cache.device import Reading
 from mindie_cache.errors import ParametersInvalid
 from mindie_cache.ops import relative_l1
 from mindie_cache.policies.decision import Decision, Limits, Policy, Signal, relative
@@ -56,7 +56,7 @@ class AdaState(NamedTuple):
 
     probe: torch.Tensor | None = None
     probed: int = -1  # step of the probe
-    pending: tuple[torch.Tensor, Ranks, int] | None = None  # sums of its comparison, on the device; steps between
+    pending: tuple[Reading, int] | None = None  # sums of its comparison, on their way to the host; steps between
     motion: float = 1.0
     computed: int = -1  # last computed step
     distance: int = 1  # steps from there to the next one
@@ -83,7 +83,7 @@ class AdaCache(Policy):
     shared: bool = True
 
     def decide(self, state: AdaState | None, step: int, signal: Signal | None, can_reuse: bool) -> Decision:
-        """Reuse until the distance is over. One host read after each computed step."""
+        """Reuse until the distance is over. What it reads was sent a computed step earlier: no wait."""
         state, finite = self._measured(state or AdaState())
         reason = self.limits.forced(step, state.skips) or ("" if can_reuse else "no data")
         if not reason and step < state.computed + state.distance:
@@ -102,14 +102,14 @@ class AdaCache(Policy):
         sums = relative_l1(probe, state.probe)
         if self.motion is not None and self.motion.covers(step, self.limits.steps_count):
             sums = torch.cat((sums, self.motion.sums(probe)))
-        return state._replace(probe=probe, probed=step, pending=(sums, seen.ranks, step - state.probed))
+        return state._replace(probe=probe, probed=step, pending=(seen.ranks.send(sums), step - state.probed))
 
     def _measured(self, state: AdaState) -> tuple[AdaState, bool]:
         """Turn the sums of the last computed step into the distance to the next one."""
         if state.pending is None:
             return state, True
-        sums, ranks, gap = state.pending
-        change, size, *moved = ranks.read(sums)
+        sums, gap = state.pending
+        change, size, *moved = sums.read()
         metric = relative(change, size) / gap
         motion = self.motion.value(*moved) if self.motion is not None and moved else 1.0
         if self.motion is not None:

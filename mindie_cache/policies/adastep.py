@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from mindie_cache.device import Reading
+from mindie_cache.distributed import Ranks
 from mindie_cache.ops import relative_l1
 from mindie_cache.policies.decision import Decision, Limits, Policy, Signal
 
@@ -23,6 +25,10 @@ class AdastepState(NamedTuple):
     lengths: tuple[float, ...] = ()
     estimates: int = 0
     skips: int = 0
+    waiting: Reading | None = None
+
+
+_ALONE = Ranks()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +41,7 @@ class Adastep(Policy):
         decay_ratio: tau is multiplied by this at every estimate (recommended 0.95 to 0.99).
         relative: divide each d_t by mean |x_(t-1)|.
         parity: the original's first step length, which is measured from zero instead of from the first latents.
+        sync: "now" or "lagged": d_(t-1) stands for d_t.
     """
 
     limits: Limits
@@ -42,12 +49,15 @@ class Adastep(Policy):
     decay_ratio: float
     relative: bool = False
     parity: bool = False
+    sync: str = "now"
     shared = True
 
     def decide(self, state: AdastepState | None, step: int, signal: Signal | None, can_reuse: bool) -> Decision:
         """`signal`: the latents that the model is called with at `step`. All ranks must wish a skip."""
         assert signal is not None
         judged = self._judge(state, step, signal, can_reuse)
+        if self.sync == "lagged":  # by the sums of all ranks, so that they agree
+            return judged
         if not signal.ranks.agree(judged.reuse, signal.value.device) and judged.reuse:
             return Decision(False, judged.state._replace(skips=0), "ranks disagree")
         return judged
@@ -55,10 +65,13 @@ class Adastep(Policy):
     def _judge(self, state: AdastepState | None, step: int, signal: Signal, can_reuse: bool) -> Decision:
         if state is None or state.latents.shape != signal.value.shape:
             return Decision(False, AdastepState(signal.own()), "no data")
-        length = self._length(signal.value, state)
+        length, waiting = self._length(signal, state)
+        state = state._replace(latents=signal.own(), waiting=waiting)
+        if length is None:
+            return Decision(False, state, "warm-up")
         if not math.isfinite(length):
-            return Decision(False, AdastepState(signal.own()), "not finite")
-        state = state._replace(latents=signal.own(), lengths=(*state.lengths[-2:], length))
+            return Decision(False, AdastepState(state.latents, waiting=waiting), "not finite")
+        state = state._replace(lengths=(*state.lengths[-2:], length))
         if len(state.lengths) < 3:
             return Decision(False, state, "warm-up")
         oldest, middle, newest = state.lengths
@@ -69,13 +82,19 @@ class Adastep(Policy):
         state = state._replace(estimates=estimates, skips=state.skips + 1 if even and not forced else 0)
         return Decision(even and not forced, state, forced or "even" if even else "uneven")
 
-    def _length(self, latents: torch.Tensor, state: AdastepState) -> float:
+    def _length(self, signal: Signal, state: AdastepState) -> tuple[float | None, Reading | None]:
+        """d of the step that is measured, if one is, and the numbers under way."""
+        latents = signal.value
         first_of_original = self.parity and not state.lengths
-        previous = torch.zeros_like(latents) if first_of_original else state.latents
-        difference, magnitude = relative_l1(latents, previous).tolist()
+        sums = relative_l1(latents, torch.zeros_like(latents) if first_of_original else state.latents)
+        ranks = signal.ranks if self.sync == "lagged" else _ALONE  # "now": the ranks vote instead
+        numbers, waiting = self.numbers(ranks, sums, state.waiting)
+        if numbers is None:
+            return None, waiting
+        difference, magnitude = numbers
         if self.relative:
-            return difference / magnitude if magnitude else math.nan
-        return difference / latents.numel()
+            return (difference / magnitude if magnitude else math.nan), waiting
+        return difference / (latents.numel() * ranks.size), waiting
 
     def worth_keeping(self, step: int, depth: int) -> bool:
         return step < self.limits.steps_count - 1

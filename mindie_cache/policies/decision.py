@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mindie_cache.device import Reading
 from mindie_cache.distributed import Ranks
+
+SYNCS = ("now", "lagged")
 
 
 class Decision(NamedTuple):
@@ -39,6 +42,7 @@ class Policy:
 
     shared = False  # one decision, taken in the first branch of a step, serves all its branches
     per_call = False  # every call has a decision and a state of its own
+    sync = "now"  # "lagged": decide by what was measured a step earlier, so that the host never waits for the device
     reuses = True  # False: computes by design, so that a run without reuse is nothing to warn about
 
     def of(self, branch: str) -> Policy:
@@ -48,6 +52,17 @@ class Policy:
     def decide(self, state: Any, step: int, signal: Signal | None, can_reuse: bool) -> Decision:
         """Answer for `step`. Without data (`can_reuse` false) the answer is to compute."""
         raise NotImplementedError
+
+    def numbers(
+        self, ranks: Ranks, sums: torch.Tensor, waiting: Reading | None
+    ) -> tuple[list[float] | None, Reading | None]:
+        """The host numbers to decide by, and what waits for the next step: the next state has to carry it.
+
+        "now": `sums` themselves, by one host read. "lagged": what was `waiting`, None if nothing was; `sums` are sent.
+        """
+        if self.sync == "now":
+            return ranks.read(sums), None
+        return (waiting.read() if waiting is not None else None), ranks.send(sums)
 
     def settle(self, states: Sequence[Any], ranks: Ranks) -> Sequence[Any]:
         """`per_call` only: the states of all calls of a branch, before its first decision of a step."""

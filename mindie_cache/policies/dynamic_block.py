@@ -6,26 +6,34 @@ Source: LightX2V's DynamicBlock.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
+from mindie_cache.device import Reading
 from mindie_cache.distributed import Ranks
 from mindie_cache.ops import relative_l1
 from mindie_cache.policies.decision import Decision, Limits, Policy, Signal, relative
 
 
 class BlockState(NamedTuple):
-    """The block's input of the `previous` step; `sums` of the comparison with the one before, on the device until they
-    are `settled`; the distances `accumulated` since the last computed step; reused steps in a row."""
+    """The block's input of the `previous` step; `sums` of the comparison with the one before, on the device or on their way
+    to the host until they are `settled`; the distances `accumulated` since the last computed step; reused steps in a row."""
 
     previous: torch.Tensor
-    sums: torch.Tensor | None = None
+    sums: torch.Tensor | Reading | None = None
     settled: float | None = None
     accumulated: float = 0.0
     skips: int = 0
+
+    def settle(self, numbers: Iterator[float]) -> BlockState:
+        """With the next two of `numbers` if its sums are among them."""
+        if self.sums is None:
+            return self
+        change, size = self.sums.read() if isinstance(self.sums, Reading) else (next(numbers), next(numbers))
+        return self._replace(sums=None, settled=relative(change, size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,26 +50,22 @@ class DynamicBlock(Policy):
         downsample: of the last dimension.
         parity: LightX2V's rule: reuse if this step's d_t is below the threshold. One host read per block, and the drift is
             not bounded.
+        sync: "now": the distances of all blocks are read together, at the next step; "lagged": each is sent at once, so
+            that nothing waits. The decisions are the same.
     """
 
     limits: Limits
     threshold: float
     downsample: int = 1
     parity: bool = False
+    sync: str = "now"
     per_call = True
 
     def settle(self, states: Sequence[BlockState | None], ranks: Ranks) -> list[BlockState | None]:
-        """Read the distances of all blocks of a branch: one host read."""
-        waiting = [state.sums for state in states if state is not None and state.sums is not None]
-        if not waiting:
-            return list(states)
-        numbers = iter(ranks.read(torch.cat(waiting)))
-        return [
-            state
-            if state is None or state.sums is None
-            else state._replace(sums=None, settled=relative(next(numbers), next(numbers)))
-            for state in states
-        ]
+        """Read the distances of all blocks of a branch: one host read, or none if they were sent."""
+        waiting = [state.sums for state in states if state is not None and isinstance(state.sums, torch.Tensor)]
+        numbers = iter(ranks.read(torch.cat(waiting)) if waiting else ())
+        return [state and state.settle(numbers) for state in states]
 
     def decide(self, state: BlockState | None, step: int, signal: Signal | None, can_reuse: bool) -> Decision:
         """`signal`: the block's input."""
@@ -70,7 +74,7 @@ class DynamicBlock(Policy):
         if state is None or state.previous.shape != probe.shape:
             return Decision(False, BlockState(probe), "no data")
         measured = relative_l1(probe, state.previous)
-        sums = None if self.parity else measured
+        sums = None if self.parity else measured if self.sync == "now" else signal.ranks.send(measured)
         if self.parity:
             drift, accumulated = relative(*signal.ranks.read(measured)), 0.0
         elif state.settled is None:

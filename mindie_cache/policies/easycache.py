@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from mindie_cache.device import Reading
 from mindie_cache.ops import relative_l1
 from mindie_cache.policies.decision import Decision, Limits, Policy, Signal, relative
 
@@ -27,6 +28,7 @@ class EasyState(NamedTuple):
     size: float = -1.0  # not known yet
     accumulated: float = 0.0
     skips: int = 0
+    waiting: Reading | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +40,13 @@ class EasyCache(Policy):
         limits: warm-up, last steps, most reused steps in a row.
         threshold: of the sum since the last computed step (published: 0.05 for Wan, 0.025 for HunyuanVideo).
         shared: one decision for all branches.
+        sync: "now" or "lagged": what was measured a step earlier stands for this step's numbers.
     """
 
     limits: Limits
     threshold: float
     shared: bool = True
+    sync: str = "now"
 
     def decide(self, state: EasyState | None, step: int, signal: Signal | None, can_reuse: bool) -> Decision:
         """`signal`: the model's input x. One host read a step."""
@@ -50,8 +54,12 @@ class EasyCache(Policy):
         if state is None or state.previous.shape != signal.value.shape:
             return Decision(False, EasyState(signal.own()), "no data")
         sums = relative_l1(signal.value, state.previous)[:1]
-        moved, *rates = signal.ranks.read(sums if state.sums is None else torch.cat((sums, state.sums)))
-        state = state._replace(previous=signal.own(), sums=None)
+        sums = sums if state.sums is None else torch.cat((sums, state.sums))
+        numbers, waiting = self.numbers(signal.ranks, sums, state.waiting)
+        state = state._replace(previous=signal.own(), sums=None, waiting=waiting)
+        if numbers is None:
+            return Decision(False, state._replace(accumulated=0.0, skips=0), "no data")
+        moved, *rates = numbers
         if rates:
             output_change, input_change, size = rates
             state = state._replace(rate=relative(output_change, input_change), size=size)

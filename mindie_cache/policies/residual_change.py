@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from mindie_cache.device import Reading
 from mindie_cache.ops import relative_l1
 from mindie_cache.policies.decision import Decision, Limits, Policy, Signal, relative
 
@@ -20,6 +21,7 @@ class ResidualState(NamedTuple):
 
     reference: torch.Tensor
     skips: int = 0
+    waiting: Reading | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,7 @@ class ResidualChange(Policy):
         compare: "computed": with the last computed step, so that the drift is bounded; "previous": with the previous step,
             as LightX2V does.
         shared: one decision for all branches.
+        sync: "now" or "lagged": the previous step's change stands for this one's.
     """
 
     limits: Limits
@@ -40,6 +43,7 @@ class ResidualChange(Policy):
     downsample: int = 1
     compare: str = "computed"
     shared: bool = True
+    sync: str = "now"
 
     def decide(self, state: ResidualState | None, step: int, signal: Signal | None, can_reuse: bool) -> Decision:
         """`signal`: the probe of this step. One host read a step."""
@@ -47,14 +51,18 @@ class ResidualChange(Policy):
         probe = signal.value[..., :: self.downsample].detach().clone()
         if state is None or state.reference.shape != probe.shape:
             return Decision(False, ResidualState(probe), "no data")
-        change = relative(*signal.ranks.read(relative_l1(probe, state.reference)))
+        sums, waiting = self.numbers(signal.ranks, relative_l1(probe, state.reference), state.waiting)
+        computed = ResidualState(probe, waiting=waiting)
+        if sums is None:
+            return Decision(False, computed, "no data")
+        change = relative(*sums)
         forced = self.limits.forced(step, state.skips) or ("" if can_reuse else "no data")
         if not math.isfinite(change):
-            return Decision(False, ResidualState(probe), "not finite")
+            return Decision(False, computed, "not finite")
         if forced or change >= self.threshold:
-            return Decision(False, ResidualState(probe), forced or "changed")
+            return Decision(False, computed, forced or "changed")
         reference = probe if self.compare == "previous" else state.reference
-        return Decision(True, ResidualState(reference, state.skips + 1), "little change")
+        return Decision(True, ResidualState(reference, state.skips + 1, waiting), "little change")
 
     def worth_keeping(self, step: int, depth: int) -> bool:
         return not self.limits.is_final(step + 1)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from mindie_cache.device import Reading
 from mindie_cache.ops import relative_l1
 from mindie_cache.policies.decision import Decision, Limits, Policy, Signal, relative
 
@@ -22,6 +23,7 @@ class TeaState(NamedTuple):
     previous: torch.Tensor
     accumulated: float = 0.0
     skips: int = 0
+    waiting: Reading | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +36,14 @@ class TeaCache(Policy):
         coefficients: of the polynomial p, the highest power first. It was fitted on a range of d; outside of it p can be
             negative, which would let the sum run away downwards: hence max(0, p).
         shared: one decision for all branches.
+        sync: "now" or "lagged": d_(t-1) stands for d_t.
     """
 
     limits: Limits
     threshold: float
     coefficients: tuple[float, ...]
     shared: bool = True
+    sync: str = "now"
 
     def decide(self, state: TeaState | None, step: int, signal: Signal | None, can_reuse: bool) -> Decision:
         """`signal`: the time embedding, or the first block's modulated input. At most one host read a step."""
@@ -48,9 +52,13 @@ class TeaCache(Policy):
         if state is None or state.previous.shape != signal.value.shape:
             return Decision(False, computed, "no data")
         forced = self.limits.forced(step, state.skips)
-        if forced:
+        if forced and self.sync == "now":
             return Decision(False, computed, forced)
-        distance = relative(*signal.ranks.read(relative_l1(signal.value, state.previous)))
+        sums, waiting = self.numbers(signal.ranks, relative_l1(signal.value, state.previous), state.waiting)
+        computed = computed._replace(waiting=waiting)
+        if forced or sums is None:
+            return Decision(False, computed, forced or "no data")
+        distance = relative(*sums)
         accumulated = state.accumulated + self.rescaled(distance)
         if not math.isfinite(accumulated):
             return Decision(False, computed, "not finite")
@@ -58,7 +66,7 @@ class TeaCache(Policy):
             return Decision(False, computed, "no data")
         if accumulated >= self.threshold:
             return Decision(False, computed, "changed")
-        return Decision(True, TeaState(computed.previous, accumulated, state.skips + 1), "little change")
+        return Decision(True, computed._replace(accumulated=accumulated, skips=state.skips + 1), "little change")
 
     def rescaled(self, distance: float) -> float:
         """max(0, p(distance)); NaN stays NaN."""
