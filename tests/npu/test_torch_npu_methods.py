@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import sim_npu
 import torch
-from npu_cases import CASES, STEPS, Case
+from method_cases import CASES, STEPS, Case
 from npu_operators import Operators
 from toy import JointModel, quiet
 
@@ -23,6 +23,7 @@ from mindie_cache.testbed import generate, load_testbed
 
 pytestmark = pytest.mark.filterwarnings("ignore:Cannot create tensor with internal format")  # they are in the plain one
 TOLERANCE = 2e-5  # of the largest value: rounding of float32 in attention, through twelve steps
+OF_INT8 = 1e-2  # where an element is near the middle of two codes
 ASKED = dict(prompts=["a red square moving left"], seeds=[3], steps=STEPS)
 each_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 
@@ -106,7 +107,7 @@ def test_generations(models, bare, case, face, record_property):
     found, wanted = played["npu"], played["cpu"]
     assert reused_steps(reports["npu"]) == reused_steps(reports["cpu"])
     worst = max(map(difference, found.latents, wanted.latents))
-    assert worst < TOLERANCE
+    assert worst < (TOLERANCE if case.is_exact else OF_INT8)
 
     # A computed step is the model's own, to the last bit.
     first_reused = min([record.step for record in reports["npu"].steps if record.reused], default=STEPS)
@@ -148,7 +149,8 @@ def test_the_three_verbs(case):
                 outputs[device].append(out)
     assert marks["npu"] == marks["cpu"]
     assert "." in marks["npu"] or case.method in ("calibrator", "adacache")
-    assert max(difference(out.cpu(), wanted) for out, wanted in zip(outputs["npu"], outputs["cpu"], strict=True)) < TOLERANCE
+    worst = max(difference(out.cpu(), wanted) for out, wanted in zip(outputs["npu"], outputs["cpu"], strict=True))
+    assert worst < (TOLERANCE if case.is_exact else OF_INT8)
     assert max(waits) <= min(case.waits_allowed, 1)
     assert not operators.on_cpu
     assert not operators.doubles

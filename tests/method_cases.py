@@ -1,7 +1,8 @@
-"""Every method with settings that reuse something in twelve steps of the testbed. Imports nothing of torch_npu."""
+"""Every method with settings that reuse something in twelve steps of the testbed."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 from mindie_cache import CacheConfig
@@ -50,7 +51,8 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        return " ".join([self.method, *[f"{key}={value}" for key, value in self.options.items() if key in SHOWN]])
+        shown = {key: value for key, value in {**self.fields, **self.options}.items() if key in SHOWN}
+        return " ".join([self.method, *[f"{key}={value}" for key, value in shown.items()]])
 
     @property
     def config(self) -> CacheConfig:
@@ -63,15 +65,36 @@ class Case(NamedTuple):
         return {"method": self.method, **self.fields, "options": self.options}
 
     @property
+    def is_exact(self) -> bool:
+        """Whether rounding stays rounding: a code of int8 may become the next one."""
+        return self.fields.get("placement", "device") == "device"
+
+    @property
     def waits_allowed(self) -> int:
-        """How often the host may wait in a step, over both branches: not at all where a schedule decides, once where data
-        does; where each block decides by itself, once for each branch."""
+        """How often the host may wait in a step, over both branches: not at all where a schedule decides, or data of the
+        step before; once where data of this step does; where each block decides by itself, once for each branch."""
+        if self.options.get("sync") == "lagged":
+            return 0
         recipe = METHODS[self.method].build(self.config.validated())
         if recipe.policy.per_call:
             return 2
         return int(recipe.signal is not None or recipe.probe is not None)
 
 
-SHOWN = ("order", "signal", "motion", "lite", "low_order", "compare")
+def lagged(case: Case) -> Case:
+    return case._replace(options={**case.options, "sync": "lagged"})
+
+
+def can_lag(method: str) -> bool:
+    return any(field.name == "sync" for field in fields(METHODS[method].options))
+
+
+SHOWN = ("order", "signal", "motion", "lite", "low_order", "compare", "sync", "placement")
+INT8 = [
+    Case("dit_block_cache", {**EVERY_THIRD, "placement": "int8"}, {}),
+    Case("taylorseer", {"placement": "int8"}, {"interval": 3, "order": 2, "warmup_steps": 2, "lite": True}),
+    Case("attention_cache", {**EVERY_THIRD, "placement": "int8"}, {}),
+]
 # From the table of methods, so that a new one is tested here: with its defaults, until it has settings above.
-CASES = [Case(method, fields, options) for method in METHODS for fields, options in SETTINGS.get(method, [({}, {})])]
+PLAIN = [Case(method, *settings) for method in METHODS for settings in SETTINGS.get(method, [({}, {})])]
+CASES = [*PLAIN, *[lagged(case) for case in PLAIN if can_lag(case.method)], *INT8]
