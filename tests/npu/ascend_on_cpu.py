@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import functools
 import os
 import random
 import shutil
@@ -16,7 +17,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -78,7 +78,7 @@ class AscendOnCPU(DriverBase):
         self.lowered: list[str] = []  # all Linalg so far, also what the next step refused
         self.before_launch: Callable[[], None] = _nothing
         self.utils = self
-        self.launcher_cls = partial(_Launcher, self)
+        self.launcher_cls = functools.partial(_Launcher, self)
 
     @contextmanager
     def using(self, **changes: Any) -> Iterator[list[Launch]]:
@@ -136,7 +136,7 @@ class _Launcher:
         signature = {names[key] if isinstance(key, int) else key: kind for key, kind in source.signature.items()}
         self.driver = driver
         self.kinds = [None if name in constants else kind for name, kind in signature.items()]
-        self.describe = partial(
+        self.describe = functools.partial(
             Kernel,
             source.fn.__name__,
             source.fn.fn.__code__.co_filename,
@@ -162,7 +162,7 @@ class _Launcher:
         kernel = self.describe(linalg, native.local_bytes)
         self.driver.before_launch()
         native.poison.value = self.driver.settings.poison
-        run = partial(_run_grid, native, given, (x, y, z), self.driver.settings)
+        run = functools.partial(_run_grid, native, given, (x, y, z), self.driver.settings)
         if self.driver.settings.guard is None:
             run(_unmoved)
         else:
@@ -227,8 +227,9 @@ def _compile_for_cpu(linalg: str, metadata: dict[str, Any], options: Any) -> byt
 _ttir_to_linalg = ascend.ttir_to_linalg
 
 
+@functools.cache
 def install() -> AscendOnCPU:
-    """Make the driver the active one; kernels that are launched from now on run on the CPU."""
+    """Make the driver the active one, for all of the process: kernels that are launched from now on run on the CPU."""
     driver = AscendOnCPU()
     cache = tempfile.mkdtemp(prefix="triton-ascend-")
     atexit.register(shutil.rmtree, cache)

@@ -6,6 +6,7 @@ Results stay what `torch.empty` made of them. What was compiled, and what ptxas 
 from __future__ import annotations
 
 import atexit
+import functools
 import io
 import re
 import shutil
@@ -142,8 +143,9 @@ def _launch_nothing(*arguments: Any) -> None:
     pass
 
 
+@functools.cache
 def install() -> CudaWithoutGpu:
-    """Make the driver the active one."""
+    """Make the driver the active one, for all of the process."""
     cache = tempfile.mkdtemp(prefix="triton-cuda-")
     atexit.register(shutil.rmtree, cache)
     knobs.cache.dir = cache

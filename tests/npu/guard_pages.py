@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 Side = Literal["end", "start"]
 PAGE = mmap.PAGESIZE
+GUARD = 2**24  # bytes on each side: a whole block too far still ends there
 PROT_NONE = 0
 FAILED = 97
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -34,21 +35,21 @@ class Extent(NamedTuple):
 
 
 class _Guarded:
-    """A copy of an extent between two pages; `shift` is what to add to an address of the original."""
+    """A copy of an extent between inaccessible pages; `shift` is what to add to an address of the original."""
 
     def __init__(self, extent: Extent, side: Side) -> None:
         body = -(-extent.size // PAGE) * PAGE
         self.extent = extent
-        self.memory = mmap.mmap(-1, body + 2 * PAGE)  # shared with the child: what it writes is seen here
+        self.memory = mmap.mmap(-1, body + 2 * GUARD)  # shared with the child: what it writes is seen here
         base = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
-        self.guards = (base, base + PAGE + body)
-        self.address = base + PAGE + (body - extent.size if side == "end" else 0)
+        self.guards = (base, base + GUARD + body)
+        self.address = base + GUARD + (body - extent.size if side == "end" else 0)
         self.shift = self.address - extent.address
         ctypes.memmove(self.address, extent.address, extent.size)
 
     def protect(self) -> None:
         for guard in self.guards:
-            if _libc.mprotect(ctypes.c_void_p(guard), PAGE, PROT_NONE):
+            if _libc.mprotect(ctypes.c_void_p(guard), GUARD, PROT_NONE):
                 raise OSError(ctypes.get_errno(), "mprotect")
 
     def copy_back(self) -> None:
@@ -58,7 +59,8 @@ class _Guarded:
 def run_guarded(function: Callable[[Callable[[int], int]], None], extents: Sequence[Extent], side: Side) -> None:
     """Call ``function(moved)`` in a child; ``moved(address)`` is where the copy of an extent that begins there lies.
 
-    Extents that overlap are copied as one. The guard page lies right after the extent (`side="end"`) or right before it.
+    Extents that overlap are copied as one. Pages on both sides are inaccessible; the extent ends (`side="end"`)
+    or starts (`side="start"`) exactly where one begins or ends.
     Afterwards the copies are written back. Raises MemoryFault, and RuntimeError where the function itself raised.
     """
     blocks = [_Guarded(extent, side) for extent in _merged(extents)]

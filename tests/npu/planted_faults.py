@@ -46,6 +46,13 @@ def before_the_start(x, y, n, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def far_away(x, y, n, BLOCK: tl.constexpr):
+    """Reads some blocks past the end."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + at, tl.load(x + at + n * 64, mask=at < n, other=0.0), mask=at < n)
+
+
+@triton.jit
 def running_mean(x, y, n, BLOCK: tl.constexpr):
     """Each program reads what another one wrote."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

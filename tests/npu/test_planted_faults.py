@@ -46,6 +46,8 @@ def test_kernels_without_faults_pass(kernel: JITFunction):
         (planted_faults.without_mask, "end"),
         (planted_faults.one_too_far, "end"),
         (planted_faults.before_the_start, "start"),
+        (planted_faults.far_away, "end"),
+        (planted_faults.far_away, "start"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
