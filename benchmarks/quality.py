@@ -3,6 +3,7 @@
     python benchmarks/quality.py                          # all methods at 1.5x, 2x, 3x and 4x less work, 32 prompts
     python benchmarks/quality.py --only custom teacache --budgets 2 3
     python benchmarks/quality.py --peers                  # also the caches of diffusers and cache-dit, in a side venv
+    python benchmarks/quality.py --variants --budgets 2 3 --out out/bench/variants    # lagged decisions, int8 features
     python benchmarks/quality.py --tables --steps 20 --budgets 2 3 --out out/bench/tables
 
 For each method and each budget the method's knob (an interval, a threshold) is set on two of the prompts that the shipped
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality_families import Family, families, steps_for, table_variants
+from quality_families import Family, families, steps_for, stored_variants, table_variants
 from quality_plot import write_plot, write_table
 from tqdm import tqdm
 
@@ -150,6 +151,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30, metavar="N", help="denoising steps (default: 30)")
     parser.add_argument("--calibration", default=str(CALIBRATION_PATH), metavar="FILE", help="default: the shipped one")
     parser.add_argument("--tables", action="store_true", help="instead: resampling and ladders of ada_taylor; give --steps")
+    parser.add_argument("--variants", action="store_true", help="instead: what lagged decisions and int8 features cost")
     parser.add_argument("--peers", action="store_true", help="also diffusers and cache-dit")
     parser.add_argument("--out", type=Path, default=OUT, metavar="FOLDER")
     options = parser.parse_args()
@@ -161,7 +163,7 @@ def main() -> None:
     unseen = [prompt for prompt in all_prompts() if prompt not in DEFAULT_PROMPTS]  # nor calibrated nor tuned on
     stride = max(1, len(unseen) // options.prompts)
     evaluated = unseen[::stride][: options.prompts]
-    source = table_variants if options.tables else families
+    source = table_variants if options.tables else stored_variants if options.variants else families
     chosen = [
         family
         for family in source(options.steps, model.config.blocks, options.calibration)

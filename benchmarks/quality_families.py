@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mindie_cache import CacheConfig
@@ -144,3 +144,29 @@ def table_variants(steps: int, blocks: int, calibration: str) -> list[Family]:
 def steps_for(steps: int, budgets: Sequence[float]) -> list[int]:
     """Fewer denoising steps without a cache: what every method has to beat."""
     return [max(1, round(steps / budget)) for budget in budgets]
+
+
+def stored_variants(steps: int, blocks: int, calibration: str) -> list[Family]:
+    """Methods as they are, with decisions that lag by a step (those that decide by what they see), with int8 features."""
+    lagging = ("adastep", "teacache", "custom", "seacache", "seacache, latents, line", "first_block", "easycache")
+    coded = ("dit_block_cache", "dit_block_cache, line", "attention_cache", "taylorseer, lite", "custom", "first_block")
+    found = {family.name: family for family in families(steps, blocks, calibration)}
+    variants = []
+    for name in dict.fromkeys((*lagging, *coded)):
+        variants.append(found[name])
+        if name in lagging:
+            variants.append(altered(found[name], "lagged", _lagged))
+        if name in coded:
+            variants.append(altered(found[name], "int8", lambda config: replace(config, placement="int8")))
+    return variants
+
+
+def altered(family: Family, word: str, change: Callable[[CacheConfig], CacheConfig]) -> Family:
+    """The same settings with every cache changed."""
+    return replace(
+        family, name=f"{family.name}, {word}", build=lambda knob: tuple([change(config) for config in family.build(knob)])
+    )
+
+
+def _lagged(config: CacheConfig) -> CacheConfig:
+    return replace(config, options={**config.options, "sync": "lagged"})
