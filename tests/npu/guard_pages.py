@@ -59,9 +59,12 @@ class _Guarded:
 def run_guarded(function: Callable[[Callable[[int], int]], None], extents: Sequence[Extent], side: Side) -> None:
     """Call ``function(moved)`` in a child; ``moved(address)`` is where the copy of an extent that begins there lies.
 
-    Extents that overlap are copied as one. Pages on both sides are inaccessible; the extent ends (`side="end"`)
-    or starts (`side="start"`) exactly where one begins or ends.
-    Afterwards the copies are written back. Raises MemoryFault, and RuntimeError where the function itself raised.
+    Extents that overlap are copied as one. A copy ends (`side="end"`) or starts (`side="start"`) exactly where memory that
+    must not be touched starts or ends. Afterwards the copies are written back.
+
+    Raises:
+        MemoryFault: the function touched other memory, or ended the process.
+        RuntimeError: the function raised an exception; its text is here.
     """
     blocks = [_Guarded(extent, side) for extent in _merged(extents)]
 
