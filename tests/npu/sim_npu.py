@@ -225,3 +225,16 @@ def _fusion_attention_v3(
     found = _attention(q, k, v, head_num, input_layout, pse, padding_mask, atten_mask, scale, keep_prob, sparse_mode)
     nothing = torch.zeros(1, dtype=torch.int64)
     return *found, nothing, nothing
+
+
+_INT8 = (None, 1, torch.int8)  # dst_type
+
+
+@_reference("npu_dynamic_quant")
+def _dynamic_quant(
+    x, *, smooth_scales=None, group_index=None, dst_type=None, quant_mode="pertoken", dst_type_max=0.0
+):  # fmt: skip
+    if smooth_scales is not None or group_index is not None or dst_type not in _INT8 or quant_mode != "pertoken":
+        raise NotImplementedError("cann_sim: this reference of npu_dynamic_quant makes int8 codes with a scale a row")
+    scales = x.float().abs().amax(-1) / 127
+    return torch.round(x.float() / scales.clamp_min(torch.finfo(torch.float32).tiny)[..., None]).to(torch.int8), scales
