@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from mindie_cache.ops.dispatch import DTYPES, guarded, implementation
-from mindie_cache.ops.memory import laid_alike
+from mindie_cache.ops.memory import laid_alike, portion
 
 MOST_IN_ONE_PASS = 4  # snapshots that a kernel takes
 
@@ -55,9 +55,12 @@ def combine_reference(
     scales: Sequence[torch.Tensor] | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """The same by PyTorch's operators."""
+    """The same by PyTorch's operators; where types have to be converted, some elements at a time."""
     like = snapshots[-1] if reference is None else reference
     wide = torch.promote_types(like.dtype if like.dtype.is_floating_point or like.dtype.is_complex else dtype, torch.float32)
+    divides = wide != dtype if scales is None else like.shape[-1] < portion(like)
+    if divides and like.numel() > portion(like):
+        return _by_portions(snapshots, weights, reference, scales, dtype)
     total = torch.zeros_like(like, dtype=wide) if reference is None else reference.to(wide, copy=True)
     for index, (snapshot, weight) in enumerate(zip(snapshots, weights, strict=True)):
         if not weight:
@@ -67,6 +70,30 @@ def combine_reference(
         else:
             total.addcmul_(snapshot.to(wide), (scales[index] * weight).unsqueeze(-1).to(wide))
     return total.to(dtype)
+
+
+def _by_portions(
+    snapshots: Sequence[torch.Tensor],
+    weights: Sequence[float],
+    reference: torch.Tensor | None,
+    scales: Sequence[torch.Tensor] | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """combine_reference on so many elements, or rows with their scales, at a time that they are a portion."""
+    out = torch.empty(snapshots[-1].shape, dtype=dtype, device=snapshots[-1].device)
+    rows = portion(out) if scales is None else portion(out) // out.shape[-1]
+
+    def parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tensor.reshape(-1, out.shape[-1]).split(rows) if scales is not None else tensor.reshape(-1).split(rows)
+
+    kept = [parts(snapshot) for snapshot in snapshots]
+    factors = None if scales is None else [scale.reshape(-1).split(rows) for scale in scales]
+    bases = None if reference is None else parts(reference)
+    for index, part in enumerate(parts(out)):
+        base = None if bases is None else bases[index]
+        factor = None if factors is None else [rows[index] for rows in factors]
+        part.copy_(combine_reference([rows[index] for rows in kept], weights, base, factor, dtype))
+    return out
 
 
 def _check_scales(snapshots: Sequence[torch.Tensor], scales: Sequence[torch.Tensor]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from mindie_cache.ops.dispatch import guarded, implementation
+from mindie_cache.ops.memory import portion
 
 EPS = 1e-8  # least norm in the cosine
-CHUNK = 2**24  # elements that the reference converts to float32 at a time: 64 MiB
 
 
 def magnitude_ratio(current: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
@@ -31,7 +31,7 @@ def magnitude_ratio(current: torch.Tensor, previous: torch.Tensor) -> torch.Tens
 
 def magnitude_ratio_reference(current: torch.Tensor, previous: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Ratio and cosine of every token by PyTorch's operators, some tokens at a time."""
-    rows = max(1, CHUNK // max(1, current.shape[-1]))
+    rows = max(1, portion(current) // max(1, current.shape[-1]))
     tokens = [tensor.reshape(-1, tensor.shape[-1]).split(rows) for tensor in (current, previous)]
     parts = [_compare(now, before) for now, before in zip(*tokens, strict=True)]
     return torch.cat([ratio for ratio, _ in parts]), torch.cat([cosine for _, cosine in parts])

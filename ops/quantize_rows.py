@@ -6,9 +6,9 @@ import torch
 
 from mindie_cache.ops.combine import combine
 from mindie_cache.ops.dispatch import guarded, implementation
+from mindie_cache.ops.memory import portion
 
 HIGHEST = 127.0  # code
-CHUNK = 2**22  # elements that the reference converts to float32 at a time: 16 MiB
 
 
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,7 +44,7 @@ def quantize_rows_reference(x: torch.Tensor, reference: torch.Tensor | None = No
     scales = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
     if not x.numel():
         return codes, scales.zero_()
-    rows = max(1, CHUNK // x.shape[-1])
+    rows = max(1, portion(x) // x.shape[-1])
     parts = (x, x if reference is None else reference, codes, scales.unsqueeze(-1))
     for part, base, code, scale in zip(*[tensor.reshape(-1, tensor.shape[-1]).split(rows) for tensor in parts], strict=True):
         value = part.float() if reference is None else part.float() - base.float()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 
 from mindie_cache.ops.dispatch import guarded, implementation
-from mindie_cache.ops.memory import laid_alike
-
-CHUNK = 2**24  # elements that the reference converts to float32 at a time: 64 MiB
+from mindie_cache.ops.memory import laid_alike, portion
 
 
 def relative_l1(current: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
@@ -27,11 +25,12 @@ def relative_l1(current: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
 
 def relative_l1_reference(current: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
     """The same by PyTorch's operators, some elements at a time."""
-    if current.numel() > CHUNK:
-        parts = zip(*[tensor.reshape(-1).split(CHUNK) for tensor in (current, previous)], strict=True)
+    size = portion(current)
+    if current.numel() > size:
+        parts = zip(*[tensor.reshape(-1).split(size) for tensor in (current, previous)], strict=True)
         return torch.stack([relative_l1_reference(now, before) for now, before in parts]).sum(0)
-    before = previous.float()
-    return torch.stack(((current.float() - before).abs().sum(), before.abs().sum()))
+    change = current - previous if current.dtype == torch.float32 else current.float().sub_(previous)
+    return torch.stack((change.abs_().sum(dtype=torch.float32), previous.abs().sum(dtype=torch.float32)))
 
 
 torch.library.define("mindie_cache::relative_l1", "(Tensor current, Tensor previous) -> Tensor")

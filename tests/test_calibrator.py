@@ -105,8 +105,7 @@ def test_values_of_every_branch(branches):
 
 
 def test_large_residuals_are_measured_in_chunks(monkeypatch):
-    monkeypatch.setattr(sys.modules["mindie_cache.ops.magnitude_ratio"], "CHUNK", 3 * CHANNELS)
-    monkeypatch.setattr(sys.modules["mindie_cache.ops.relative_l1"], "CHUNK", 3 * CHANNELS)
+    monkeypatch.setattr(sys.modules["mindie_cache.ops.memory"], "CACHED", 3 * CHANNELS)
     agent, given = make(signal="temb"), residuals()
     generate(agent, given)
     assert_measured(agent.calibration(), given)

@@ -14,7 +14,7 @@ import torch
 
 from mindie_cache import CacheWarning, ConfigError, ModelExecError, ops
 from mindie_cache.ops import cases as cases_module
-from mindie_cache.ops import dispatch
+from mindie_cache.ops import dispatch, memory
 
 CASES = list(cases_module.cases())
 X, Y = torch.randn(3, 5, 64), torch.randn(3, 5, 64)
@@ -62,6 +62,14 @@ def test_compilers_see_a_custom_operator(op, arguments):
     """Schema, fake kernel and tracing, by PyTorch's own check."""
     operator = getattr(torch.ops.mindie_cache, op).default
     assert set(torch.library.opcheck(operator, arguments).values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("elements", [64, 1000])
+def test_portions(monkeypatch, elements):
+    """Large tensors are worked on in portions: the same results, whether or not the sizes divide."""
+    monkeypatch.setattr(memory, "CACHED", elements)
+    for case in CASES:
+        assert case.error() == "", case
 
 
 def test_empty_tensors():
