@@ -8,7 +8,7 @@
 3. operators.cpp becomes liboperators.so: the ATen operators of device 'npu', run by the CPU.
 
 The result lies in ${XDG_CACHE_HOME:-~/.cache}/mindie_cache/, under a name that depends on these sources and on the versions
-of torch and torch_npu. It appears there complete or not at all. About a minute the first time.
+of torch and torch_npu. It appears there complete or not at all. About a quarter of a minute the first time.
 """
 
 from __future__ import annotations
