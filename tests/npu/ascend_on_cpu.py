@@ -74,6 +74,7 @@ class AscendOnCPU(DriverBase):
     def __init__(self) -> None:
         super().__init__()
         self.settings = Settings()
+        self.devices: list[tuple[int, bool]] = []
         self.launches: list[Launch] = []
         self.lowered: list[str] = []  # all Linalg so far, also what the next step refused
         self.before_launch: Callable[[], None] = _nothing
@@ -99,7 +100,11 @@ class AscendOnCPU(DriverBase):
         return TARGET
 
     def get_current_device(self) -> int:
-        return int(not self.settings.named)  # Triton keeps compiled kernels by device: so each form has its own
+        """A number for each setting that a kernel is compiled for: Triton and `ops.tiling` keep what they know by device."""
+        kind = (self.settings.cores, self.settings.named)
+        if kind not in self.devices:
+            self.devices.append(kind)
+        return self.devices.index(kind)
 
     def set_current_device(self, device: int) -> None:
         pass
@@ -114,7 +119,7 @@ class AscendOnCPU(DriverBase):
         raise NotImplementedError("Times on a CPU say nothing of a device.")
 
     def get_device_properties(self, device: int) -> dict[str, int]:
-        cores = self.settings.cores
+        cores, _ = self.devices[device]
         return {"max_shared_mem": 1, "num_aicore": -(-cores // 2), "num_vectorcore": cores}
 
     def load_binary(self, name: str, kernel: bytes, shared: int, device: int) -> tuple[str, tuple[str, Native], int, int]:

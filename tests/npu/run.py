@@ -22,6 +22,7 @@ class Group(NamedTuple):
     environment: str
     files: tuple[str, ...]
     variables: dict[str, str]
+    options: tuple[str, ...] = ()
 
 
 TRITON = {"MINDIE_CACHE_OPS": "triton"}
@@ -31,6 +32,7 @@ GROUPS = (
         "ascend",
         ("test_setup_tools.py", "test_planted_faults.py", "test_lowering.py"),
         TRITON,
+        ("--numprocesses", "auto"),
     ),
     Group("torch_npu on a simulated runtime", "ascend", ("test_torch_npu_*.py",), {}),
     Group("kernels compiled for CUDA", "cuda", ("test_cuda_compile.py",), TRITON),
@@ -47,7 +49,7 @@ def main(arguments: list[str]) -> int:
         python = ENVIRONMENTS / group.environment / "bin/python"
         files = [str(path) for pattern in group.files for path in sorted(HERE.glob(pattern))]
         assert files, f"{group.files}: no such tests"
-        command = [python, "-m", "pytest", *files, *arguments]
+        command = [python, "-m", "pytest", *files, *group.options, *arguments]
         environment = {**os.environ, **common, **group.variables}
         code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
         results[group.heading] = code
