@@ -25,7 +25,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Cannot create tensor with intern
 TOLERANCE = 2e-5  # of the largest value: rounding of float32 in attention, through twelve steps
 OF_INT8 = 1e-2  # where an element is near the middle of two codes
 ASKED = dict(prompts=["a red square moving left"], seeds=[3], steps=STEPS)
-each_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 
 
 @pytest.fixture(autouse=True)
@@ -93,11 +92,19 @@ def test_the_testbed_without_a_cache(bare):
     assert bare["npu"].waits == [3, *[0] * (STEPS - 1)]  # the prompts and the noise go to the device
 
 
-@each_case
-@pytest.mark.parametrize("face", FACES)
-def test_generations(models, bare, case, face, record_property):
-    if face == "enable_cache" and (case.options.get("signal") == "modulated" or case.method == "seacache"):
-        pytest.skip("enable_cache calls the testbed's blocks by position, and their modulated_input takes keywords")
+def wants_keywords(case: Case) -> bool:
+    """The testbed's blocks are called by position under enable_cache, and their modulated_input takes keywords."""
+    return case.options.get("signal") == "modulated" or case.method == "seacache"
+
+
+PAIRS = [
+    *[("apply", case) for case in CASES],
+    *[("enable_cache", case) for case in CASES if "sync" not in case.options and not wants_keywords(case)],
+]
+
+
+@pytest.mark.parametrize(("face", "case"), PAIRS, ids=[f"{face}-{case.name}" for face, case in PAIRS])
+def test_generations(models, bare, face, case, record_property):
     played, reports = {}, {}
     operators = Operators()
     for device, model in models.items():
