@@ -8,7 +8,7 @@ TOOLS := $(VENV)/.tools
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10))
 WRONG_PYTHON := PYTHON=$(PYTHON) is not Python 3.10 or later. Name one that is, for example: make PYTHON=python3.12
 
-.PHONY: help demo test test-npu npu-tools check dev bench clean
+.PHONY: help demo test test-npu test-npu-hardware npu-tools check dev bench clean
 help: ## say what each target does
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -37,6 +37,9 @@ npu-tools: $(TOOLS) ## set up .npu/ and MLIR, for tests of the NPU code without 
 
 test-npu: npu-tools ## test the kernels as lowered for Ascend and for CUDA, and torch_npu, on the CPU (ARGS as for test)
 	@$(BIN)/python tests/npu/run.py $(ARGS)
+
+test-npu-hardware: ## on a machine with an NPU: the same cases and timings on it; PYTHON is the one with torch_npu and mindie_cache
+	PYTHONPATH=tests $(PYTHON) tests/npu/hardware.py $(ARGS)
 
 check: $(TOOLS) ## lint, formatting and types
 	$(BIN)/ruff check .

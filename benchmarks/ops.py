@@ -142,7 +142,7 @@ def table(models: list[str], dtype: torch.dtype, device: torch.device, rounds: i
 def break_even(dtype: torch.dtype, device: torch.device, rounds: int) -> list[dict[str, Any]]:
     """Elements from which on the kernel of an op is at least as fast as the reference."""
     found: dict[str, int] = {}
-    for tokens in tqdm([2**power for power in range(0, 15)], desc="sizes"):
+    for tokens in tqdm([2**power for power in range(15)], desc="sizes"):
         for row in rows((tokens, 1024), dtype, device):
             if row.name in ("copy", "combine, hold", "residual_delta"):
                 continue

@@ -112,7 +112,7 @@ def _inputs(
             elif view == "sliced":
                 tensor = tensor[..., ::2]
             elif view == "channels_last":
-                tensor = tensor.contiguous(memory_format=torch.channels_last)
+                tensor = tensor.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
             tensors.append(tensor)
         return tensors
 
@@ -216,7 +216,8 @@ def _quantize(
     spoilt: float = 0.0,
     zero_row: bool = False,
 ) -> Case:
-    """The result is looked at as (decoded values, scales): which of two codes a tie gets is left open."""
+    """The result is looked at as (decoded values, scales): which of two codes a tie gets is left open, and whether what is
+    not finite is NaN or Inf."""
     made = _inputs(1 + residual, shape, dtype, view, spoilt)
 
     def arguments(device: torch.device | str) -> tuple[Any, ...]:
@@ -228,7 +229,8 @@ def _quantize(
     def run(*tensors: torch.Tensor) -> torch.Tensor:
         codes, scales = (ops.quantized_delta if residual else ops.quantize_rows)(*tensors)
         decoded = codes.cpu().double() * scales.cpu().double().unsqueeze(-1)
-        return torch.cat((decoded, scales.cpu().double().unsqueeze(-1)), dim=-1)
+        together = torch.cat((decoded, scales.cpu().double().unsqueeze(-1)), dim=-1)
+        return together.masked_fill(~together.isfinite(), math.nan)
 
     def values(*tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         value = tensors[0].double() - tensors[1].double() if residual else tensors[0].double()
@@ -243,7 +245,7 @@ def _quantize(
         value, scale = values(*tensors)
         return torch.cat(((scale * 0.5001).expand_as(value), scale * 4 * EPSILON[torch.float32]), dim=-1)
 
-    return Case("residual_delta" if residual else "quantize_rows", name, run, arguments, expected, allowed)
+    return Case("quantized_delta" if residual else "quantize_rows", name, run, arguments, expected, allowed)
 
 
 def _dequantize(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Case:

@@ -49,6 +49,7 @@ RULES: dict[str, Rule] = {
     "residual_delta": Rule(eager=1),
     "magnitude_ratio": Rule(eager=14),
     "quantize_rows": Rule(eager=8, vendor="npu_dynamic_quant"),
+    "quantized_delta": Rule(eager=9),  # the vendor's operator would be given a difference that is rounded already
     "dequantize_rows": Rule(eager=3),
 }
 WORTH_A_LAUNCH = 3  # eager operators: on Ascend a Triton launch costs the host about as much as two of them

@@ -18,8 +18,8 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x: bf16, fp16 or fp32 ``(..., columns)``.
 
     ``scale = max |row| / 127`` and ``code = row / scale``, rounded to the nearest (which of two at a tie is left open), so
-    a value returns within half a scale. A row of zeros has the scale 0. A row with NaN or Inf has the scale NaN and any
-    codes: all of it returns as NaN, so that nothing invalid passes for a number.
+    a value returns within half a scale. A row of zeros has the scale 0. A row with NaN or Inf has the scale NaN or Inf and
+    any codes: all of it returns as NaN or Inf, so that nothing invalid passes for a number.
     """
     if not x.is_floating_point() or not x.dim():
         raise ValueError(f"quantize_rows: needs floating-point rows (..., columns), got {x.dtype} of {tuple(x.shape)}.")
@@ -33,7 +33,7 @@ def dequantize_rows(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtyp
 
 def quantized(x: torch.Tensor, reference: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes and scales of ``x - reference``, which is not rounded before, or of `x`."""
-    if implementation("quantize_rows", x) == "reference":
+    if implementation(_op(reference), x) == "reference":
         return quantize_rows_reference(x, reference)
     return torch.ops.mindie_cache.quantize_rows(x, reference)
 
@@ -57,6 +57,10 @@ def quantize_rows_reference(x: torch.Tensor, reference: torch.Tensor | None = No
     return codes, scales
 
 
+def _op(reference: torch.Tensor | None) -> str:
+    return "quantize_rows" if reference is None else "quantized_delta"
+
+
 torch.library.define("mindie_cache::quantize_rows", "(Tensor x, Tensor? reference) -> (Tensor, Tensor)")
 
 
@@ -73,13 +77,14 @@ def _run(x: torch.Tensor, reference: torch.Tensor | None) -> tuple[torch.Tensor,
         return codes, scales
 
     def by_vendor() -> tuple[torch.Tensor, torch.Tensor]:
-        codes, scales = torch.ops.npu.npu_dynamic_quant(x if reference is None else x - reference)
+        codes, scales = torch.ops.npu.npu_dynamic_quant(x)
         return codes, scales
 
-    chosen = implementation("quantize_rows", x)
+    op = _op(reference)
+    chosen = implementation(op, x)
     if chosen == "reference":
         return by_reference()
-    return guarded("quantize_rows", x, by_vendor if chosen == "torch_npu" else by_kernel, by_reference)
+    return guarded(op, x, by_vendor if chosen == "torch_npu" else by_kernel, by_reference)
 
 
 @torch.library.register_fake("mindie_cache::quantize_rows")
