@@ -1,5 +1,5 @@
 """What the library asks of torch_npu beside running models: devices, memory, numbers on their way to the host, commands; and
-what happens to kernels where there is no compiler for them."""
+what happens to kernels where there is no compiler for them. Copies are lazy."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import sim_npu
 import torch
 from hooked import LITE, TINY, latents
+from toy import JointModel, joint_inputs, marks
 
-from mindie_cache import ConfigError, device, enable_cache
+from mindie_cache import CacheAgent, CacheConfig, ConfigError, device, enable_cache
 from mindie_cache.cli import main
 from mindie_cache.device import Reading
 from mindie_cache.ops.dispatch import use
+from mindie_cache.placement import PLACEMENTS, OnDevice
 
 pytestmark = pytest.mark.filterwarnings("ignore:Cannot create tensor with internal format")
 NPU = torch.device("npu:0")
@@ -128,6 +131,67 @@ def test_weights_that_come_by_a_stream_of_their_own(kind, config):
     with enable_cache(pipe, config):
         for _ in range(2):
             assert torch.equal(latents("flux", pipe, steps=6).cpu(), wanted.cpu())
+
+
+class Parked(NamedTuple):
+    """A tensor on its way to pinned memory, where it is after `arrived`."""
+
+    host: torch.Tensor
+    arrived: torch.npu.Event
+
+    @property
+    def dtype(self):
+        return self.host.dtype
+
+
+class OnHost(OnDevice):
+    """A placement in pinned memory, by a stream of its own: the interface lets a placement do that without a wait."""
+
+    def __init__(self):
+        self.stream = torch.npu.Stream()
+
+    def keep(self, feature):
+        host = torch.empty(feature.shape, dtype=feature.dtype, pin_memory=True)
+        self.stream.wait_stream(torch.npu.current_stream())
+        with torch.npu.stream(self.stream):
+            host.copy_(feature, non_blocking=True)
+        feature.record_stream(self.stream)
+        return Parked(host, self.stream.record_event())
+
+    def fetch(self, kept):
+        torch.npu.current_stream().wait_event(kept.arrived)
+        return kept.host.to(NPU, non_blocking=True)
+
+    def combine(self, kept, weights, reference):
+        return super().combine([self.fetch(item) for item in kept], weights, reference)
+
+    def nbytes(self, kept):
+        return super().nbytes(kept.host)
+
+
+class OnHostTooEarly(OnHost):
+    """Planted: it brings back what may not have left yet."""
+
+    def fetch(self, kept):
+        return kept.host.to(NPU, non_blocking=True)
+
+
+@torch.no_grad()
+def test_features_in_host_memory(monkeypatch):
+    monkeypatch.setitem(PLACEMENTS, "host", OnHost)
+    monkeypatch.setitem(PLACEMENTS, "host, too early", OnHostTooEarly)
+    rows = [{name: value.npu() for name, value in row.items()} for row in joint_inputs(9)]
+    outputs = {}
+    for placement in ("device", "host", "host, too early"):
+        agent = CacheAgent(CacheConfig("dit_block_cache", 4, 9, 1, 3, options={"order": 1}, placement=placement))
+        model = JointModel(block_agent=agent).eval().to(NPU)
+        waits = sim_npu.HostWaits()
+        found = [model(**row) for row in rows]
+        assert waits.count == 0
+        assert marks(agent) == "##..#..#."
+        outputs[placement] = torch.stack(found).cpu()
+    assert torch.equal(outputs["host"], outputs["device"])
+    assert not torch.equal(outputs["host, too early"], outputs["device"])
 
 
 # ------------------------------------------------------------------------------------------------ no compiler
