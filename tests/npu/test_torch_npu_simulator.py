@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import sim_npu
 import torch
+from cann_sim import build
 from npu_operators import Operators
 
 SHAPE = (512, 512)
@@ -162,3 +163,19 @@ def test_an_operator_that_nothing_stands_in_for_fails_by_name():
     x = torch.ones(2, 4, device="npu")
     with pytest.raises(RuntimeError, match="SwiGlu"):
         torch.ops.npu.npu_swiglu(x)
+
+
+def test_a_missing_tool_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(build.BuildError, match="apt-get install binutils g"):
+        build.build()
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_a_build_that_fails_leaves_nothing_behind(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "RUNTIME", ("README.md",))
+    with pytest.raises(build.BuildError, match=r"cann_sim: nm .*README"):
+        build.build()
+    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]

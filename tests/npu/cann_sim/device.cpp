@@ -72,7 +72,7 @@ API aclError aclrtGetPrimaryCtxState(int32_t device, uint32_t *flags, int32_t *a
   return ACL_SUCCESS;
 }
 
-// ---- sizes and options ----------------------------------------------------------------------------------------------------
+// ---- sizes and options ------------------------------------------------------------------------------------------------
 
 API aclError aclGetDeviceCapability(uint32_t, aclDeviceInfo, int64_t *value) {
   *value = kCores;
@@ -124,7 +124,7 @@ API aclError aclrtGetStreamOverflowSwitch(aclrtStream, uint32_t *flag) {
 }
 API aclError aclrtSetStreamOverflowSwitch(aclrtStream, uint32_t) { return ACL_SUCCESS; }
 
-// ---- operators --------------------------------------------------------------------------------------------------------------
+// ---- operators --------------------------------------------------------------------------------------------------------
 
 API aclError aclopCompileAndExecute(const char *name, int, const aclTensorDesc *const[], const aclDataBuffer *const[], int,
                                     const aclTensorDesc *const[], aclDataBuffer *const[], const aclopAttr *, aclopEngineType,

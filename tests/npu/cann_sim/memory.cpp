@@ -62,7 +62,9 @@ API aclError aclrtFree(void *address) {
   return ACL_SUCCESS;
 }
 API aclError aclrtMallocHost(void **address, size_t bytes) { return allocate_pinned(address, bytes); }
-API aclError aclrtMallocHostWithCfg(void **address, uint64_t bytes, aclrtMallocConfig *) { return allocate_pinned(address, bytes); }
+API aclError aclrtMallocHostWithCfg(void **address, uint64_t bytes, aclrtMallocConfig *) {
+  return allocate_pinned(address, bytes);
+}
 API aclError aclrtFreeHost(void *address) {
   run_everything();
   Lock lock(mutex);
@@ -91,7 +93,8 @@ API aclError aclrtMemcpy(void *to, size_t room, const void *from, size_t bytes, 
   memmove(to, from, bytes);
   return ACL_SUCCESS;
 }
-API aclError aclrtMemcpyAsync(void *to, size_t room, const void *from, size_t bytes, aclrtMemcpyKind kind, aclrtStream stream) {
+API aclError aclrtMemcpyAsync(void *to, size_t room, const void *from, size_t bytes, aclrtMemcpyKind kind,
+                              aclrtStream stream) {
   if (bytes > room) return ACL_ERROR_INVALID_PARAM;
   note_bytes(kind, bytes);
   Lock lock(mutex);

@@ -44,7 +44,8 @@ void check_dtype(const std::string &name, const at::Tensor &tensor) {
   if (!tensor.defined() || !tensor.is_privateuseone()) return;
   auto dtype = tensor.scalar_type();
   TORCH_CHECK(dtype != at::kDouble && dtype != at::kComplexDouble, "cann_sim: ", name, ": float64 has no kernel on the NPU");
-  TORCH_CHECK(!tensor.is_complex() || name.rfind("aten::index", 0) != 0, "cann_sim: ", name, ": complex tensors cannot be indexed");
+  const bool indexes = name.rfind("aten::index", 0) == 0;
+  TORCH_CHECK(!tensor.is_complex() || !indexes, "cann_sim: ", name, ": complex tensors cannot be indexed");
   TORCH_CHECK(dtype != at::kBFloat16 || !lacks_bfloat16(), "cann_sim: ", name, ": bfloat16 is not supported on Ascend310P");
 }
 
@@ -147,7 +148,8 @@ at::Tensor to_copy_npu(const at::Tensor &self, std::optional<at::ScalarType> dty
 }
 
 void replace(const std::string &name) {
-  auto library = std::make_unique<torch::Library>(torch::Library::IMPL, "aten", c10::DispatchKey::PrivateUse1, __FILE__, __LINE__);
+  constexpr auto key = c10::DispatchKey::PrivateUse1;
+  auto library = std::make_unique<torch::Library>(torch::Library::IMPL, "aten", key, __FILE__, __LINE__);
   if (name == "copy_") library->impl("copy_", TORCH_FN(copy_npu));
   else if (name == "clone") library->impl("clone", TORCH_FN(clone_npu));
   else if (name == "contiguous") library->impl("contiguous", TORCH_FN(contiguous_npu));
@@ -162,7 +164,8 @@ void replace(const std::string &name) {
 extern "C" __attribute__((visibility("default"))) const char *cann_sim_replace_operators(const char *names) {
   static std::string error;
   try {
-    plain_copy = c10::Dispatcher::singleton().findSchemaOrThrow("aten::copy_", "").getComputedKernelForDispatchKey(c10::DispatchKey::PrivateUse1);
+    const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("aten::copy_", "");
+    plain_copy = op.getComputedKernelForDispatchKey(c10::DispatchKey::PrivateUse1);
     const std::string all(names);
     for (size_t start = 0, end; start < all.size(); start = end + 1) {
       end = std::min(all.find('\n', start), all.size());

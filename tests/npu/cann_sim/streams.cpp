@@ -120,7 +120,7 @@ aclError host_waits(std::atomic<uint64_t> &counter) {
 
 using namespace sim;
 
-// ---- for the tests ------------------------------------------------------------------------------------------------------
+// ---- for the tests ----------------------------------------------------------------------------------------------------
 
 API void cann_sim_lazy(int on) { lazy = on != 0; }
 API void cann_sim_inside_bridge(int change) { inside_bridge += change; }
@@ -137,7 +137,7 @@ API void cann_sim_counters(uint64_t *values, int reset) {
   for (auto *counter : all) *values++ = reset ? counter->exchange(0) : counter->load();
 }
 
-// ---- streams ------------------------------------------------------------------------------------------------------------
+// ---- streams ----------------------------------------------------------------------------------------------------------
 
 API aclError aclrtCreateStream(aclrtStream *stream) { return create_stream(stream); }
 API aclError aclrtCreateStreamWithConfig(aclrtStream *stream, uint32_t, uint32_t) { return create_stream(stream); }
@@ -158,7 +158,7 @@ API aclError aclrtSynchronizeStreamWithTimeout(aclrtStream stream, int32_t) { re
 API aclError aclrtSynchronizeDevice() { return synchronize_device(); }
 API aclError aclrtSynchronizeDeviceWithTimeout(int32_t) { return synchronize_device(); }
 
-// ---- events -------------------------------------------------------------------------------------------------------------
+// ---- events -----------------------------------------------------------------------------------------------------------
 
 API aclError aclrtCreateEventWithFlag(aclrtEvent *event, uint32_t) {
   *event = new Event;
@@ -213,7 +213,7 @@ API aclError aclrtEventGetTimestamp(aclrtEvent event, uint64_t *nanoseconds) {
   return ACL_SUCCESS;
 }
 
-// ---- callbacks ----------------------------------------------------------------------------------------------------------
+// ---- callbacks --------------------------------------------------------------------------------------------------------
 
 API aclError aclrtLaunchCallback(aclrtCallback function, void *data, aclrtCallbackBlockType, aclrtStream stream) {
   Lock lock(mutex);
@@ -228,7 +228,7 @@ API aclError aclrtLaunchHostFunc(aclrtStream stream, aclrtHostFunc function, voi
 API aclError aclrtSubscribeReport(uint64_t, aclrtStream) { return ACL_SUCCESS; }
 API aclError aclrtUnSubscribeReport(uint64_t, aclrtStream) { return ACL_SUCCESS; }
 
-// ---- graph capture: what it forbids. Nothing is recorded, so a replay is refused ------------------------------------------
+// ---- graph capture: what it forbids. Nothing is recorded, so a replay is refused --------------------------------------
 
 API aclError aclmdlRICaptureBegin(aclrtStream stream, aclmdlRICaptureMode) {
   if (captured) return ACL_ERROR_RT_STREAM_CAPTURED;
