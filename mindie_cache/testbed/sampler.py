@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -54,6 +55,8 @@ def generate(
     shift: float = DEFAULT_SHIFT,
     forward_cache: CallCache | None = None,
     callback: StepCallback | None = None,
+    start: int = 0,
+    latents: Tensor | None = None,
 ) -> Generation:
     """Makes one video per prompt.
 
@@ -66,9 +69,12 @@ def generate(
         shift: see ``sigmas``.
         forward_cache: decides about each whole model call, as ``model.cache`` does about each block.
         callback: called after each step.
+        start, latents: go on before this step, with the latents that the step before gave to ``callback``; the seeds are not
+            used then. A cache begins there with nothing kept.
 
     Raises:
-        ParametersInvalid: (a ``ValueError``) a prompt is not valid, or there is not one seed per prompt.
+        ParametersInvalid: (a ``ValueError``) a prompt is not valid, there is not one seed per prompt, or only one of start and
+            latents is given, or they do not fit.
     """
     if len(prompts) != len(seeds) or not prompts:
         raise ParametersInvalid(
@@ -80,23 +86,39 @@ def generate(
         "cond": data.tokenize(prompts).to(weight.device),
         "uncond": data.null_tokens(len(prompts)).to(weight.device),
     }
-    noise = initial_noise(seeds, (config.channels, config.frames, config.height, config.width))
-    latents = noise.to(weight.device)  # float32 throughout: rounding between steps would add up
+    shape = (config.channels, config.frames, config.height, config.width)
     levels = sigmas(steps, shift)
+    _check_start(start, latents, steps, (len(prompts), *shape))
+    if latents is None:
+        latents = initial_noise(seeds, shape)
+    latents = latents.to(weight.device)  # float32 throughout: rounding between steps would add up
 
-    def velocity(name: str, sigma: float) -> Tensor:
+    def velocity(name: str, step: int, sigma: float) -> Tensor:
         inputs = {
             "hidden_states": latents.to(weight.dtype),
             "timestep": torch.full((len(prompts),), 1000 * sigma, device=weight.device),
             "encoder_hidden_states": ids[name],
         }
-        with branch(name):
+        with branch(name, step=step if start else None):  # a run from its beginning is counted
             return (model(**inputs) if forward_cache is None else forward_cache.apply(model, **inputs)).float()
 
     with run():
-        for step, (sigma, following) in enumerate(zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True)):
-            cond, uncond = velocity("cond", sigma), velocity("uncond", sigma)
+        for step, (sigma, following) in list(enumerate(pairwise(levels.tolist())))[start:]:
+            cond, uncond = velocity("cond", step, sigma), velocity("uncond", step, sigma)
             latents = latents + (following - sigma) * (uncond + guidance_scale * (cond - uncond))
             if callback is not None:
                 callback(step, latents)
     return Generation(videos=data.to_video(latents), latents=latents)
+
+
+def _check_start(start: int, latents: Tensor | None, steps: int, shape: tuple[int, ...]) -> None:
+    if (start == 0) != (latents is None):
+        missing = "start=0 begins with noise" if start == 0 else f"start={start} needs the latents of its beginning"
+        raise ParametersInvalid(f"{missing}. Give start and latents together, or neither.")
+    if not 0 <= start < steps:
+        raise ParametersInvalid(f"start={start} is out of range: the steps are 0 to {steps - 1}. Use start<{steps}.")
+    if latents is not None and (latents.shape != shape or latents.dtype != torch.float32):
+        raise ParametersInvalid(
+            f"latents are {latents.dtype} of shape {tuple(latents.shape)}, but this generation needs float32 of {shape}. Pass "
+            "what callback was given, for the same prompts."
+        )
