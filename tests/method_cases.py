@@ -12,6 +12,7 @@ STEPS = 12
 BLOCKS = 12  # of the testbed
 RATIOS = (1.0, *[0.98] * (STEPS - 1))
 CODEBOOK = [[0.08, 4], [0.2, 3]]
+PLANNED = (0, 1, 4, 7, 11)
 EVERY_THIRD = dict(step_start=1, step_interval=3)
 SETTINGS: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {  # step window, options
     "dit_block_cache": [(EVERY_THIRD, {}), (EVERY_THIRD, {"order": 1})],
@@ -38,6 +39,10 @@ SETTINGS: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {  # step win
     "fastercache": [({}, {"reuse_from": 2, "interval": 2, "phase": 0})],
     "cfg_cache": [({}, {"refresh_from": 2, "skip_from": 3, "interval": 3, "phase": 0})],
     "pab": [({}, {"broadcast": 3})],
+    "plan": [
+        ({}, {"compute_steps": PLANNED}),
+        ({}, {"compute_steps": PLANNED, "gain": 0.5, "sigmas": tuple(1 - step / STEPS for step in range(STEPS + 1))}),
+    ],
     "calibrator": [({}, {"model_name": "testbed"})],
 }
 
@@ -89,7 +94,7 @@ def can_lag(method: str) -> bool:
     return any(field.name == "sync" for field in fields(METHODS[method].options))
 
 
-SHOWN = ("order", "signal", "motion", "lite", "low_order", "compare", "sync", "placement")
+SHOWN = ("order", "signal", "motion", "lite", "low_order", "compare", "gain", "sync", "placement")
 INT8 = [
     Case("dit_block_cache", {**EVERY_THIRD, "placement": "int8"}, {}),
     Case("taylorseer", {"placement": "int8"}, {"interval": 3, "order": 2, "warmup_steps": 2, "lite": True}),
