@@ -14,6 +14,7 @@ from mindie_cache.lanes import Common, Lane, Track, first_shape, signature
 from mindie_cache.methods.base import Recipe
 from mindie_cache.ops import residual_delta
 from mindie_cache.policies import Signal
+from mindie_cache.predictors import Retroactive
 from mindie_cache.taps import model_input
 
 
@@ -101,7 +102,8 @@ class Engine:
         """Take the decision of one lane, for policies that decide per call."""
         policy = track.policy
         if not track.decided:
-            self._settle_states(track)
+            if track.common.settled != track.step:
+                self._settle_states(track)
             track.decided, track.keep = True, policy.worth_keeping(track.step, self.recipe.predictor.depth)
         can_reuse = len(lane.history.steps) >= self._warmup and not track.blind
         reuse, lane.state, reason = policy.decide(lane.state, track.step, signal, can_reuse)
@@ -114,6 +116,7 @@ class Engine:
         """The states of all calls in all branches, together: the first branch of a step reads for the others too."""
         tracks = sorted(track.common.tracks, key=lambda other: other.branch)
         lanes = [lane for other in tracks for lane in other.distinct_lanes]
+        track.common.settled = track.step
         states = track.policy.settle([lane.state for lane in lanes], self.ranks)
         for lane, state in zip(lanes, states, strict=True):
             lane.state = state
@@ -188,20 +191,37 @@ class Engine:
             lane.shape = shape
         if track.reuse and len(history.steps) >= self._warmup and history.steps[-1] >= track.since:
             track.reused += 1
+            lane.gap += 1
             if residual:
                 return lane.rebuild(self.predict(track, lane, (model_input(args, kwargs), *[None] * (lane.width - 1))))
             # Before a step that is computed for certain nobody needs the snapshot again, so no copy is needed either.
             return lane.rebuild(history.take() if track.give_away else self.predict(track, lane, None))
         entered = own(model_input(args, kwargs)) if residual and track.keep else None
         result = self.execute(track, index, function, args, kwargs)
+        corrector, computed = self.recipe.corrector, result
+        if corrector is not None and history.steps:
+            result = self._corrected(corrector, track, lane, computed)
         if track.keep:
-            outputs, lane.rebuild = self._streams.split(result, ())
+            outputs, lane.rebuild = self._streams.split(computed, ())
             lane.width = len(outputs)
             if entered is None:
                 history.push(track.step, tuple([own(out) for out in outputs]))
             else:
                 history.push(track.step, (self._residual(outputs[0], entered), *[own(out) for out in outputs[1:]]))
+            lane.gap = 0
         return result
+
+    def _corrected(self, corrector: Retroactive, track: Track, lane: Lane, result: Any) -> Any:
+        """The output of a computed step with what makes up for the reused steps before it: out + factor (out - estimate)."""
+        history = lane.history
+        factor = corrector.factor(history.steps, track.step)
+        if not factor or track.step - history.steps[-1] != lane.gap + 1:  # a step of the gap did not use the estimate
+            return result
+        outputs, rebuild = self._streams.split(result, ())
+        weights = [-factor * weight for weight in self.recipe.predictor.weights(history.steps, track.step)]
+        scaled = tuple([out.to(torch.promote_types(out.dtype, torch.float32)) * (1 + factor) for out in outputs])
+        corrected = history.combine(weights, scaled)
+        return rebuild(tuple([new.to(out.dtype) for new, out in zip(corrected, outputs, strict=True)]))
 
     def block_range(
         self, track: Track, index: int, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -53,7 +53,7 @@ class Common:
 
     __slots__ = (
         *("_kept", "decider", "log", "measured", "offer", "review", "tracks", "warn"),
-        *("reason", "reuse", "since", "state", "step"),
+        *("reason", "reuse", "settled", "since", "state", "step"),
     )
 
     def __init__(self, warn: WarnOnce, review: Callable[[str, Log], None] = lambda branch, log: None):
@@ -66,6 +66,7 @@ class Common:
         self._kept: dict[str, int] = {}  # bytes, by branch, at the end of its last computed pass
         self.state: Any = None
         self.step = -1  # that `reuse` and `reason` belong to
+        self.settled = -1  # step for which policies that decide per call have read what they wait for
         self.decider = ""  # the branch that took this decision
         self.since = -1  # last step that was computed by this decision
         self.reuse = False
@@ -88,6 +89,7 @@ class Lane:
     __slots__ = (
         "casts",
         "estimate",
+        "gap",
         "history",
         "last",
         "rebuild",
@@ -116,6 +118,7 @@ class Lane:
     def drop(self) -> None:
         """Forget everything kept and in flight."""
         self.history.clear()
+        self.gap = 0  # estimates handed out since the newest snapshot
         self.state: Any = None  # of a policy that decides per call
         self.signature: Signature | None = None  # of the call that the last decision was taken at
         self.shape: torch.Size | None = None  # of the first tensor argument that the history belongs to

@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from mindie_cache.errors import ConfigError
-from mindie_cache.methods import broadcast, calibrator, fastercache, mindie, probes, seacache, signals, tables
+from mindie_cache.methods import broadcast, calibrator, fastercache, mindie, planned, probes, seacache, signals, tables
 from mindie_cache.methods.base import NO_END, Method
 from mindie_cache.methods.mindie import ReuseOptions
 
@@ -34,6 +34,8 @@ METHODS: dict[str, Method] = {
     "fastercache": Method(fastercache.FasterCacheOptions, fastercache.fastercache),
     "cfg_cache": Method(fastercache.CfgCacheOptions, fastercache.cfg_cache, whole_forward=True),
     "pab": Method(broadcast.PabOptions, broadcast.pab),
+    # planned from a recorded generation
+    "plan": Method(planned.PlanOptions, planned.planned, whole_forward=True),
     # LightX2V's block caches
     "first_block": Method(probes.FirstBlockOptions, probes.first_block, declares_streams=True),
     "dual_block": Method(probes.DualBlockOptions, probes.first_block, declares_streams=True),

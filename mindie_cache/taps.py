@@ -67,15 +67,15 @@ class Argument(Tap):
 class ModulatedInput(Tap):
     """The first block's input after its first norm and modulation: what TeaCache looks at in FLUX and HunyuanVideo.
 
-    Taken from the block's own `modulated_input(**kwargs)`, if it has one; else from `norm1(hidden_states, emb=temb)`, the
-    convention of adaptive layer norms in diffusers, whose first output is the modulated input.
+    Taken from the block's own `modulated_input`, if it has one, with the arguments of the block; else from
+    `norm1(hidden_states, emb=temb)`, the convention of adaptive layer norms in diffusers, whose first output it is.
     """
 
     def take(self, function: Callable[..., Any], args: Args, kwargs: Kwargs, anchored: Any) -> torch.Tensor:
         block = getattr(function, "__self__", function)
         with torch.no_grad():
             if hasattr(block, "modulated_input"):
-                return block.modulated_input(**kwargs)
+                return block.modulated_input(*args, **kwargs)
             norm, temb = getattr(block, "norm1", None), kwargs.get("temb")
             if norm is None or temb is None:
                 raise self._refused(block, "has neither")
@@ -88,7 +88,7 @@ class ModulatedInput(Tap):
     @staticmethod
     def _refused(block: Any, why: str) -> ParametersInvalid:
         return ParametersInvalid(
-            "signal='modulated' needs a block with modulated_input(**kwargs), or with norm1(hidden_states, emb=temb) "
+            "signal='modulated' needs a block with modulated_input(*args, **kwargs), or with norm1(hidden_states, emb=temb) "
             f"and a keyword temb; {type(block).__name__} {why}. Give the block that method, or use signal='temb'."
         )
 

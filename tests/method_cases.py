@@ -77,12 +77,10 @@ class Case(NamedTuple):
     @property
     def waits_allowed(self) -> int:
         """How often the host may wait in a step, over both branches: not at all where a schedule decides, or data of the
-        step before; once where data of this step does; where each block decides by itself, once for each branch."""
+        step before; once where data of this step does."""
         if self.options.get("sync") == "lagged":
             return 0
         recipe = METHODS[self.method].build(self.config.validated())
-        if recipe.policy.per_call:
-            return 2
         return int(recipe.signal is not None or recipe.probe is not None)
 
 

@@ -16,7 +16,7 @@ from mindie_cache.history import History
 from mindie_cache.placement import PLACEMENTS, Placement
 from mindie_cache.policies import Limits, Policy
 from mindie_cache.policies.decision import SYNCS
-from mindie_cache.predictors import Hold, PerBand, Predictor, Taylor
+from mindie_cache.predictors import Hold, PerBand, Predictor, Retroactive, Taylor
 from mindie_cache.sites import BlockRange, Site
 from mindie_cache.streams import BlockStreams, WholeOutput
 from mindie_cache.taps import Probe, Tap
@@ -56,6 +56,7 @@ class Recipe:
         residual: of a whole call, the feature is its first output minus the model input.
         bands: how features are split before they are kept; `predictor` is a `PerBand` then.
         meter: measures the residuals of a block range, for calibration.
+        corrector: repairs at a computed step what the reused ones before it were off.
         notes: what a user should be told once, e.g. that a preset was made for another number of steps.
     """
 
@@ -70,6 +71,7 @@ class Recipe:
     residual: bool = False
     bands: Bands | None = None
     meter: Meter | None = None
+    corrector: Retroactive | None = None
     notes: tuple[str, ...] = ()
 
     def new_history(self) -> History | BandedHistory:

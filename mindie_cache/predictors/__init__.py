@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from mindie_cache.predictors.boost import Boost
 from mindie_cache.predictors.hold import Hold
+from mindie_cache.predictors.line import Line, Retroactive
 from mindie_cache.predictors.per_band import PerBand
 from mindie_cache.predictors.taylor import Taylor
 from mindie_cache.predictors.two_point import TwoPoint
@@ -27,4 +28,4 @@ class Predictor(Protocol):
         ...
 
 
-__all__ = ["Boost", "Hold", "PerBand", "Predictor", "Taylor", "TwoPoint"]
+__all__ = ["Boost", "Hold", "Line", "PerBand", "Predictor", "Retroactive", "Taylor", "TwoPoint"]

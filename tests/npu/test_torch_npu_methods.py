@@ -92,14 +92,9 @@ def test_the_testbed_without_a_cache(bare):
     assert bare["npu"].waits == [3, *[0] * (STEPS - 1)]  # the prompts and the noise go to the device
 
 
-def wants_keywords(case: Case) -> bool:
-    """The testbed's blocks are called by position under enable_cache, and their modulated_input takes keywords."""
-    return case.options.get("signal") == "modulated" or case.method == "seacache"
-
-
 PAIRS = [
     *[("apply", case) for case in CASES],
-    *[("enable_cache", case) for case in CASES if "sync" not in case.options and not wants_keywords(case)],
+    *[("enable_cache", case) for case in CASES if "sync" not in case.options],
 ]
 
 

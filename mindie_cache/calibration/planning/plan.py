@@ -1,0 +1,175 @@
+"""A plan: which steps are computed, at every budget, with what it is made for. Plain data in a small JSON file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindie_cache.calibration import files
+from mindie_cache.errors import ConfigError
+
+KIND = "mindie_cache plan"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One budget: the computed `steps`, the `gain` of the correction, and the relative error of the latents that is
+    `predicted`: sum |x - x*|^2 / sum |x*|^2 over the recorded prompts. `verified`: measured on other prompts, if it was."""
+
+    steps: tuple[int, ...]
+    gain: float
+    predicted: float
+    verified: float | None = None
+
+    @property
+    def budget(self) -> int:
+        return len(self.steps)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was planned.
+
+    Args:
+        sigmas: noise level at every step and at the end, one more than steps.
+        front: an entry for every budget, the smallest first.
+        budget: the chosen one.
+        provenance: of what and how it was recorded: model, prompts, guidance scale, scheduler, shift, resolution, versions.
+    """
+
+    sigmas: tuple[float, ...]
+    front: tuple[Entry, ...]
+    budget: int
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def steps_count(self) -> int:
+        return len(self.sigmas) - 1
+
+    @property
+    def chosen(self) -> Entry:
+        return self.at(self.budget)
+
+    def at(self, budget: int) -> Entry:
+        """The entry of a number of computed steps.
+
+        Raises:
+            ConfigError: there is none; says which there are.
+        """
+        found = next((entry for entry in self.front if entry.budget == budget), None)
+        if found is None:
+            raise ConfigError(f"budget={budget}: the plan has {_spans([e.budget for e in self.front])} computed steps.")
+        return found
+
+    def choose(self, *, budget: int | None = None, speedup: float | None = None, max_error: float | None = None) -> Plan:
+        """The same plan at another budget: so many computed steps, the most of them that are `speedup` times fewer than
+        all, or the fewest whose predicted relative error is at most `max_error`."""
+        given = [name for name, value in (("budget", budget), ("speedup", speedup), ("max_error", max_error)) if value]
+        if len(given) != 1:
+            raise ConfigError(f"choose: got {' and '.join(given) or 'no target'}. Give one of budget, speedup, max_error.")
+        if speedup:
+            budget = max([e.budget for e in self.front if e.budget * speedup <= self.steps_count], default=None)
+        if max_error:
+            budget = min([e.budget for e in self.front if e.predicted <= max_error], default=None)
+        if budget is None:
+            best = min(self.front, key=lambda entry: entry.predicted)
+            raise ConfigError(
+                f"No budget of the plan reaches {given[0]}={speedup or max_error}. It has {self.front[0].budget} of "
+                f"{self.steps_count} computed steps at the least, and a predicted error of {best.predicted:.2e} at best."
+            )
+        return replace(self, budget=self.at(budget).budget)
+
+    def for_steps(self, steps_count: int) -> Plan:
+        """The plan for another number of steps, an estimate: the computed steps at the same places, by index, the last one
+        included; noise levels between the recorded ones."""
+        if steps_count == self.steps_count:
+            return self
+        entries = [replace(e, steps=_moved(e.steps, self.steps_count, steps_count), verified=None) for e in self.front]
+        by_budget = {entry.budget: entry for entry in entries}
+        scaled = round(self.budget * steps_count / self.steps_count)
+        nearest = min(by_budget, key=lambda budget: abs(budget - scaled))
+        places = np.linspace(0, self.steps_count - 1, steps_count)
+        sigmas = (*np.interp(places, range(self.steps_count), self.sigmas[:-1]).tolist(), self.sigmas[-1])
+        return replace(self, sigmas=sigmas, front=tuple(by_budget[b] for b in sorted(by_budget)), budget=nearest)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write it, whole or not at all."""
+        document = {
+            "kind": KIND,
+            "version": 1,
+            "budget": self.budget,
+            "compute_steps": self.chosen.steps,
+            "gain": self.chosen.gain,
+            "sigmas": self.sigmas,
+            "provenance": dict(self.provenance),
+            "front": [asdict(entry) for entry in self.front],
+        }
+        files.write(path, document)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Plan:
+        """Read a plan.
+
+        Raises:
+            ConfigError: it cannot be read, or is none; says what is wrong.
+        """
+        try:
+            document = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(
+                f"plan {str(path)!r} cannot be read: {error.strerror}. Give the path of a plan file."
+            ) from None
+        except ValueError as error:
+            raise ConfigError(f"plan {str(path)!r} is no JSON: {error}") from None
+        if not isinstance(document, Mapping) or document.get("kind") != KIND:
+            raise ConfigError(f'{str(path)!r} is no plan: its "kind" is not {KIND!r}. `mindie-cache tune` writes plans.')
+        try:
+            return cls(
+                sigmas=tuple(float(sigma) for sigma in document["sigmas"]),
+                front=tuple(_entry(entry) for entry in document["front"]),
+                budget=int(document["budget"]),
+                provenance=document.get("provenance", {}),
+            ).checked()
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"plan {str(path)!r} is damaged: {type(error).__name__}: {error}. Make it again.") from None
+
+    def checked(self) -> Plan:
+        """Itself, if it can be executed."""
+        count = self.steps_count
+        for entry in self.front:
+            steps = entry.steps
+            rises = all(before < after for before, after in zip(steps, steps[1:], strict=False))
+            if not steps or steps[0] != 0 or steps[-1] != count - 1 or not rises:
+                raise ConfigError(f"compute_steps={list(steps)} must rise from 0 to the last step, {count - 1}.")
+        if not all(before > after for before, after in zip(self.sigmas, self.sigmas[1:], strict=False)):
+            raise ConfigError("sigmas must fall from step to step.")
+        self.at(self.budget)
+        return self
+
+
+def _entry(values: Mapping[str, Any]) -> Entry:
+    known = {one.name for one in fields(Entry)}
+    return Entry(**{**{name: value for name, value in values.items() if name in known}, "steps": tuple(values["steps"])})
+
+
+def _moved(steps: Sequence[int], before: int, now: int) -> tuple[int, ...]:
+    """Index quantiles: t (now - 1) / (before - 1), rounded to different steps; the first and the last stay."""
+    places = {round(step * (now - 1) / max(1, before - 1)) for step in steps}
+    return tuple(sorted(places | {0, now - 1}))
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """ "2 to 9 and 12" """
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return " and ".join(str(part[0]) if len(part) == 1 else f"{part[0]} to {part[-1]}" for part in parts)
