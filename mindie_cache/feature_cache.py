@@ -63,6 +63,12 @@ class FeatureCache(BaseFeatureCache):
         self._warn = WarnOnce()
         for note in recipe.notes:
             self._warn(note, note)
+        if recipe.corrector is not None:
+            self._warn(
+                "corrector",
+                "At a computed step the caller goes on with its own output, so nothing is corrected here. Plan with gain=0, "
+                "or use CacheAgent.apply or enable_cache.",
+            )
         self._sessions: WeakKeyDictionary[Run, Session] = WeakKeyDictionary()
 
     # ------------------------------------------------------------------------------------------------ the verbs

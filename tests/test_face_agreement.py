@@ -183,7 +183,12 @@ def test_around_each_attention(method, fields, options):
 
 
 @pytest.mark.parametrize(
-    ("method", "options"), [("easycache", {"threshold": 0.2, "warmup_steps": 3}), ("adastep", {"skip_thr": 0.5})]
+    ("method", "options"),
+    [
+        ("easycache", {"threshold": 0.2, "warmup_steps": 3}),
+        ("adastep", {"skip_thr": 0.5}),
+        ("plan", {"compute_steps": [0, 2, 5, 8, STEPS - 1]}),
+    ],
 )
 def test_around_the_whole_forward(method, options):
     model, rows = JointModel(), joint_inputs(STEPS)
@@ -202,7 +207,7 @@ def test_around_the_whole_forward(method, options):
 
 
 def test_no_method_is_left_out():
-    tested = {row[0] for row in ON_BLOCKS} | {row[0] for row in ON_CALLS} | {"easycache", "adastep"}
+    tested = {row[0] for row in ON_BLOCKS} | {row[0] for row in ON_CALLS} | {"easycache", "adastep", "plan"}
     assert set(METHODS) - tested == {"cfg_cache", "calibrator"}  # the latter reuses nothing; test_feature_cache.py measures
     with pytest.raises(ConfigError, match=r"both branches.*CacheAgent\.apply"), quiet():
         create_feature_cache("cfg_cache", num_inference_steps=STEPS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from mindie_cache.checks import flag, numbers, real, whole
@@ -87,10 +88,10 @@ class PlanOptions:
                 raise ConfigError("gain needs sigmas, the noise levels of the sampler. Give them, or set gain=0.")
             return
         numbers("sigmas", full.sigmas, 2)
-        if len(full.sigmas) != steps + 1 or not all(a > b for a, b in zip(full.sigmas, full.sigmas[1:], strict=False)):
+        if len(full.sigmas) != steps + 1 or not all(a > b for a, b in pairwise(full.sigmas)):
             raise ConfigError(
-                f"sigmas has {len(full.sigmas)} entries; steps_count={steps} needs {steps + 1} that fall: the noise level at "
-                "every step, and at the end."
+                f"sigmas has {len(full.sigmas)} entries; steps_count={steps} needs {steps + 1} that fall: the noise level "
+                "at every step, and at the end."
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -144,10 +145,10 @@ class Plan:
         count = self.steps_count
         for entry in self.front:
             steps = entry.steps
-            rises = all(before < after for before, after in zip(steps, steps[1:], strict=False))
+            rises = all(before < after for before, after in pairwise(steps))
             if not steps or steps[0] != 0 or steps[-1] != count - 1 or not rises:
                 raise ConfigError(f"compute_steps={list(steps)} must rise from 0 to the last step, {count - 1}.")
-        if not all(before > after for before, after in zip(self.sigmas, self.sigmas[1:], strict=False)):
+        if not all(before > after for before, after in pairwise(self.sigmas)):
             raise ConfigError("sigmas must fall from step to step.")
         self.at(self.budget)
         return self

@@ -79,7 +79,7 @@ class Program:
         return total
 
     def _solve(self, budgets: list[int], limit: int) -> dict[int, Schedule]:
-        """`best[j, d]`: least cost with j computed, the computed step before it d steps earlier. One round a computed step."""
+        """`best[j, d]`: least cost with j computed and the computed step before it d steps earlier; one round a step."""
         count = self.steps_count
         costs = self._table(limit)
         best = np.full((count, limit + 1), np.inf)
@@ -165,8 +165,8 @@ def _check(gram: Array, sigmas: Array) -> None:
     count = len(sigmas) - 1
     if count < 2 or gram.shape != (count, count):
         raise ParametersInvalid(
-            f"A Gram matrix of shape {gram.shape} does not fit {len(sigmas)} noise levels. Give one row a step, and one noise "
-            "level more than steps; at least 2 steps."
+            f"A Gram matrix of shape {gram.shape} does not fit {len(sigmas)} noise levels. Give one row a step, and one "
+            "noise level more than steps; at least 2 steps."
         )
     if not (np.isfinite(gram).all() and np.isfinite(sigmas).all()):
         raise ParametersInvalid("The recording has NaN or infinite numbers. Look for overflow in the model, e.g. in fp16.")
