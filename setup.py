@@ -34,7 +34,8 @@ setup(
         "cuda": ["triton"],
         "diffusers": ["diffusers>=0.30", "transformers"],
         "plot": ["matplotlib"],
-        "dev": [*TESTS, *ZOO, "ruff", "mypy", "types-PyYAML", "types-tqdm"],
+        "search": ["optuna"],
+        "dev": [*TESTS, *ZOO, "optuna", "ruff", "mypy", "types-PyYAML", "types-tqdm"],
     },
     entry_points={"console_scripts": ["mindie-cache=mindie_cache.cli:main"]},
     classifiers=[

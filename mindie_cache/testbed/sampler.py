@@ -73,8 +73,8 @@ def generate(
             used then. A cache begins there with nothing kept.
 
     Raises:
-        ParametersInvalid: (a ``ValueError``) a prompt is not valid, there is not one seed per prompt, or only one of start and
-            latents is given, or they do not fit.
+        ParametersInvalid: (a ``ValueError``) a prompt is not valid, there is not one seed per prompt, or start and latents
+            do not fit.
     """
     if len(prompts) != len(seeds) or not prompts:
         raise ParametersInvalid(
@@ -119,6 +119,7 @@ def _check_start(start: int, latents: Tensor | None, steps: int, shape: tuple[in
         raise ParametersInvalid(f"start={start} is out of range: the steps are 0 to {steps - 1}. Use start<{steps}.")
     if latents is not None and (latents.shape != shape or latents.dtype != torch.float32):
         raise ParametersInvalid(
-            f"latents are {latents.dtype} of shape {tuple(latents.shape)}, but this generation needs float32 of {shape}. Pass "
+            f"latents are {latents.dtype} of shape {tuple(latents.shape)}, but this generation needs float32 of {shape}. "
+            "Pass "
             "what callback was given, for the same prompts."
         )

@@ -1,0 +1,247 @@
+"""The command line that the scripts of search_scripts/ share: arguments, target, folder, and what is printed at the end."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from mindie_cache import testbed
+from mindie_cache.calibration import loading
+from mindie_cache.calibration.facts import default_of
+from mindie_cache.calibration.pipeline import DEFAULT_PROMPT
+from mindie_cache.calibration.search import findings, scores
+from mindie_cache.calibration.search.evaluator import Evaluator
+from mindie_cache.calibration.search.findings import COSTS, Findings, Goal
+from mindie_cache.calibration.search.ranks import Place, agree_on, place
+from mindie_cache.calibration.search.store import PROFILE, Store
+from mindie_cache.calibration.search.targets import PipelineTarget, Target, TestbedTarget, UserTarget
+from mindie_cache.calibration.testbed import DEFAULT_PROMPTS
+from mindie_cache.checks import real, whole
+from mindie_cache.errors import CacheError, ConfigError
+
+EXIT_OK, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 2, 130
+TESTBED_PROMPTS, TESTBED_STEPS, USER_STEPS = 4, 30, 30
+SHARED_TEXT = """\
+What is searched on: the testbed (the small video model of this package); --pipeline, a folder or repository of diffusers, or
+FILE.py:function that returns a pipeline; or --model-file, your own Python file (examples/tune_my_model.py shows it).
+
+Every finished evaluation is in --out at once. Interrupt whenever you like: the same command goes on. Several devices:
+  torchrun --nproc-per-node 8 search_scripts/{script} ...
+
+What it writes to --out: the chosen setting (YAML: CacheConfig.from_yaml and enable_cache read it), results.json (every
+setting, the Pareto front, the model's times), evaluations-*.jsonl, uncached-*.pt. docs/searching.md explains them.
+
+examples:
+{examples}"""
+_PIPELINE_ONLY = ("dtype", "offload", "negative_prompt", "height", "width", "frames", "image", "call")
+
+
+class Procedure(Protocol):
+    """A search."""
+
+    def run(self, evaluator: Evaluator) -> list[Findings]: ...
+
+
+def parser(script: str, text: str, examples: str) -> argparse.ArgumentParser:
+    """A parser with the arguments that all searches share."""
+    made = argparse.ArgumentParser(
+        prog=script,
+        description=text,
+        epilog=SHARED_TEXT.format(script=script, examples=examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    goal = made.add_argument_group("what is wanted")
+    goal.add_argument("--ratio", type=float, default=1.3, metavar="X", help="times cheaper than uncached (default: 1.3)")
+    goal.add_argument("--max-error", type=float, metavar="X", help="instead choose the cheapest with at most this error")
+    goal.add_argument(
+        "--cost",
+        choices=COSTS,
+        default="calls",
+        help="what the ratio is of: calls of blocks or attentions; time end to end, from the measured milliseconds of a "
+        "block; seconds, measured in every evaluation (default: calls)",
+    )
+    goal.add_argument(
+        "--score",
+        action="append",
+        metavar="NAME",
+        help="latents (relative squared error), frames (of 8 bits), psnr, ssim, lpips, or package.module:function; the "
+        "first one chooses, more are written down (default: latents)",
+    )
+    run = made.add_argument_group("the run")
+    run.add_argument("--out", type=Path, metavar="FOLDER", help=f"state and results (default: out/{Path(script).stem})")
+    run.add_argument("--steps", type=int, metavar="N", help="denoising steps (default: 30, or the pipeline's own number)")
+    run.add_argument("--prompt", action="append", metavar="TEXT", help="what to generate; repeat for several")
+    run.add_argument("--prompt-file", type=Path, metavar="FILE", help="more prompts, one a line")
+    run.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the first prompt; the others count on (default: 0)"
+    )
+    run.add_argument("--no-halving", action="store_true", help="run every setting on every prompt, also poor ones")
+    run.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, npu, npu:0 (default: auto)")
+    run.add_argument(
+        "--block-ms",
+        action="append",
+        metavar="STACK=MS",
+        help="milliseconds of a block of this list, instead of the measured ones; repeatable",
+    )
+    _add_model(made)
+    return made
+
+
+def _add_model(made: argparse.ArgumentParser) -> None:
+    group = made.add_argument_group("the model")
+    source = group.add_mutually_exclusive_group()
+    source.add_argument("--pipeline", metavar="DIR", help="folder or repository of a pipeline, or FILE.py:function")
+    source.add_argument("--model-file", type=Path, metavar="FILE.py", help="with build() and generate(pipe, prompt, seed)")
+    add = group.add_argument
+    add("--blocks", metavar="NAME", help="the model's list of blocks, if it is not found")
+    add("--guidance", type=float, metavar="X", help="guidance scale (default: 2, or the pipeline's own)")
+    add("--shift", type=float, metavar="X", help="sigma shift (default: 3, or the pipeline's own)")
+    add("--dtype", choices=tuple(loading.DTYPES), help="of a folder's weights (default: bf16, on the CPU fp32)")
+    add("--offload", action="store_true", help="keep components on the CPU until they are needed")
+    add("--negative-prompt", metavar="TEXT", help="what not to generate")
+    add("--height", type=int, metavar="N", help="pixels (default: the pipeline's)")
+    add("--width", type=int, metavar="N", help="pixels (default: the pipeline's)")
+    add("--frames", type=int, metavar="N", help="of a video (default: the pipeline's)")
+    add("--image", type=Path, action="append", metavar="FILE", help="picture to start from; repeatable")
+    add("--call", action="append", metavar="NAME=VALUE", help="any other argument of the pipeline's call; repeatable")
+
+
+def main(
+    made: argparse.ArgumentParser,
+    procedure: Callable[[argparse.Namespace, Goal], Procedure],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Run a search from its command line; errors of the user are one line on stderr and exit code 2."""
+    options = made.parse_args(arguments)
+    try:
+        real("--ratio", options.ratio, 1.0, None)
+        if options.max_error is not None:
+            real("--max-error", options.max_error, 0.0, None)
+        goal = Goal(options.ratio, options.max_error, options.cost)
+        wanted = procedure(options, goal)
+        _search(made.prog, options, wanted)
+    except (CacheError, OSError) as error:
+        print(f"{made.prog}: error:", " ".join(str(error).split()), file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print(f"\n{made.prog}: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return EXIT_OK
+
+
+def _search(script: str, options: argparse.Namespace, wanted: Procedure) -> None:
+    chosen = [scores.find(name) for name in dict.fromkeys(options.score or (scores.LATENTS,))]
+    where = place(options.device)
+    folder = options.out or Path("out") / Path(script).stem
+    agree_on(folder, where)
+    target = target_of(options, where)
+    prompts = _prompts(options, target)
+    whole("--seed", options.seed, 0)
+    seeds = tuple(range(options.seed, options.seed + len(prompts)))
+    header = {
+        "search": Path(script).stem,
+        **target.facts(),
+        "prompts": list(prompts),
+        "seeds": list(seeds),
+        "scores": [score.name for score in chosen],
+        "device": where.device.type,
+    }
+    store = Store(folder, header, where.rank)
+    show = where.rank == 0
+    evaluator = Evaluator(
+        target,
+        prompts,
+        seeds,
+        chosen,
+        store,
+        progress=show,
+        halving=not options.no_halving,
+        block_ms=_times(options.block_ms),
+    )
+    found = wanted.run(evaluator)
+    files = findings.write(evaluator, found)
+    if show:
+        for one in found:
+            print("\n" + findings.table(one))
+        print("\nwritten: " + ", ".join(map(str, files)) + f" (and {PROFILE}, evaluations-*.jsonl, uncached-*.pt)")
+
+
+def target_of(options: argparse.Namespace, where: Place) -> Target:
+    """The model that the arguments name.
+
+    Raises:
+        ConfigError: it cannot be loaded, or an argument is for another kind of target.
+    """
+    misplaced = [name for name in _PIPELINE_ONLY if getattr(options, name)]
+    if misplaced and not options.pipeline:
+        raise ConfigError(f"--{misplaced[0].replace('_', '-')} is for a pipeline. Add --pipeline, or leave it out.")
+    if options.pipeline:
+        return _pipeline(options, where)
+    if options.model_file:
+        for name in ("guidance", "shift"):
+            if getattr(options, name) is not None:
+                raise ConfigError(
+                    f"--{name}: {options.model_file} decides about it, in its function generate. Leave it out."
+                )
+        return UserTarget.load(options.model_file, options.steps or USER_STEPS, where.device, options.blocks)
+    given: dict[str, Any] = {name: getattr(options, name) for name in ("steps", "shift", "guidance")}
+    target = TestbedTarget(
+        testbed.load_testbed(where.device), **{name: value for name, value in given.items() if value is not None}
+    )
+    whole("--steps", target.steps, 4)
+    return target
+
+
+def _pipeline(options: argparse.Namespace, where: Place) -> PipelineTarget:
+    sizes: dict[str, Any] = {"height": options.height, "width": options.width, "num_frames": options.frames}
+    sizes["negative_prompt"] = options.negative_prompt
+    sizes["image"] = loading.pictures(options.image) if options.image else None
+    call = loading.assignments(options.call or ())
+    if ".py:" in options.pipeline:
+        if options.dtype:
+            raise ConfigError("--dtype is for a folder: the function of --pipeline chooses the dtype itself. Leave it out.")
+        loaded = loading.from_file(options.pipeline, where.device, options.offload)
+    else:
+        loaded = loading.from_pretrained(options.pipeline, where.device, options.dtype, options.offload)
+    call = {**loaded.call, **{name: value for name, value in sizes.items() if value is not None}, **call}
+    for name in ("prompt", "generator", "output_type"):
+        call.pop(name, None)
+    own = call.pop("num_inference_steps", None)
+    steps = options.steps or own or default_of(loaded.pipe, "num_inference_steps")
+    return PipelineTarget(
+        loaded.pipe,
+        loaded.name,
+        steps,
+        where.device,
+        call,
+        options.shift,
+        options.guidance,
+        options.blocks,
+    )
+
+
+def _prompts(options: argparse.Namespace, target: Target) -> tuple[str, ...]:
+    found = [*(options.prompt or ()), *(loading.lines(options.prompt_file) if options.prompt_file else ())]
+    if isinstance(target, TestbedTarget):
+        found = found or list(DEFAULT_PROMPTS[:TESTBED_PROMPTS])
+        testbed.data.tokenize(found)  # a prompt that the model does not know is refused now
+    return tuple(found or [DEFAULT_PROMPT])
+
+
+def _times(pairs: Sequence[str] | None) -> Mapping[str, float]:
+    found: dict[str, float] = {}
+    for pair in pairs or ():
+        name, _, text = pair.partition("=")
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0.0
+        if not name or not value > 0:
+            raise ConfigError(
+                f"--block-ms {pair}: give STACK=MS with a time above 0, e.g. --block-ms transformer_blocks=41.5."
+            )
+        found[name] = value
+    return found

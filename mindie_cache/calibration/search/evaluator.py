@@ -1,0 +1,260 @@
+"""Runs settings on prompts, each once, whatever number of ranks shares the folder. Lists no settings and chooses none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+from torch import nn
+from tqdm import tqdm
+
+from mindie_cache import CacheConfig, CacheWarning, enable_cache
+from mindie_cache.calibration.search.pareto import keep_best
+from mindie_cache.calibration.search.profile import Meter, Profile
+from mindie_cache.calibration.search.scores import Score, measured
+from mindie_cache.calibration.search.store import PROFILE, Evaluation, Store
+from mindie_cache.calibration.search.targets import Made, Target
+from mindie_cache.errors import ConfigError
+
+_POLL = 0.1  # seconds between looks at what other ranks do
+KEPT_SHARE, LEAST_KEPT = 3, 6  # of successive halving: a third goes on, and never fewer than six
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A setting on all prompts: the means of its evaluations."""
+
+    config: CacheConfig
+    scores: dict[str, float]
+    share: float
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+class Evaluator:
+    """Evaluates settings of caches on a target.
+
+    Args:
+        target: generates.
+        prompts, seeds: one seed a prompt.
+        scores: the first one ranks; the others are written down.
+        store: the folder.
+        progress: whether to show a bar.
+        halving: whether only the best third of many settings is run on more prompts.
+        block_ms: milliseconds of a block, by list of blocks, instead of the measured ones.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        scores: Sequence[Score],
+        store: Store,
+        *,
+        progress: bool = False,
+        halving: bool = True,
+        block_ms: Mapping[str, float] | None = None,
+    ):
+        self.target, self.scores, self.store = target, tuple(scores), store
+        self.prompts, self._seeds = tuple(prompts), tuple(seeds)
+        self.progress, self._halving = progress, halving
+        self._frames = any(score.frames for score in scores)
+        self._block_ms = block_ms or {}
+        self._uncached: dict[int, Made] = {}
+
+    @cached_property
+    def profile(self) -> Profile:
+        """Measured in the first uncached generation."""
+        self.prepare()
+        found = self.store.read(PROFILE)
+        assert found is not None
+        return Profile.from_dict(found).with_times(self._block_ms)
+
+    def prepare(self) -> None:
+        """Make the uncached generations, and measure the model in the first of them."""
+        works: dict[str, Callable[[], Any]] = {"profile": self._measure}
+        works |= {f"uncached-{p}": partial(self._make_uncached, p) for p in range(1, len(self.prompts))}
+        self._share_out(works, self._has_prepared, "uncached")
+
+    def _has_prepared(self, key: str) -> bool:
+        if key == "profile":
+            return self.store.read(PROFILE) is not None and (self.store.path / "uncached-0.pt").exists()
+        return (self.store.path / f"{key}.pt").exists()
+
+    def _measure(self) -> None:
+        meter = Meter(self.target)
+        with meter.watching():
+            made = self._generate(0)
+        self.store.add_baseline(0, made)
+        self.store.write(PROFILE, meter.profile(made.seconds).to_dict())
+
+    def _make_uncached(self, prompt: int) -> None:
+        self.store.add_baseline(prompt, self._generate(prompt))
+
+    def _generate(self, prompt: int, **resumed: Any) -> Made:
+        return self.target.generate(self.prompts[prompt], self._seeds[prompt], frames=self._frames, **resumed)
+
+    def uncached(self, prompt: int) -> Made:
+        if prompt not in self._uncached:
+            found = self.store.baseline(prompt)
+            assert found is not None, "prepare() has made it"
+            self._uncached[prompt] = found
+        return self._uncached[prompt]
+
+    def evaluate(self, config: CacheConfig, prompt: int) -> Evaluation:
+        """One setting on one prompt; from the folder, if it was done before."""
+        key = key_of(config, prompt)
+        known = self.store.get(key)
+        if known is None:
+            known = self._evaluated(config, prompt, key)
+            self.store.add(known)
+        return known
+
+    def _evaluated(self, config: CacheConfig, prompt: int, key: str) -> Evaluation:
+        reference, steps = self.uncached(prompt), self.target.steps
+        start = resumes_at(config) if reference.trace else 0
+        told = steps if isinstance(self.target.subject, nn.Module) else None
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", CacheWarning)
+            with enable_cache(self.target.subject, config, num_inference_steps=told, blocks=self.target.blocks) as handle:
+                made = self._generate(prompt, start=start, made=reference)
+                reports = handle.report().models.values()
+        for warning in caught:
+            if not issubclass(warning.category, CacheWarning):
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        calls = sum(report.calls for report in reports) * steps / (steps - start)
+        reused = sum(report.calls_reused for report in reports)
+        return Evaluation(
+            key,
+            config.to_dict(),
+            prompt,
+            {score.name: measured(score, made, reference) for score in self.scores},
+            1 - reused / calls if calls else 1.0,
+            made.seconds + sum(reference.step_seconds[:start]),
+            tuple([str(warning.message) for warning in caught if issubclass(warning.category, CacheWarning)]),
+        )
+
+    def run(self, configs: Iterable[CacheConfig], title: str, keep: int = LEAST_KEPT) -> list[Outcome]:
+        """Settings on all prompts, in their order; with successive halving those that stay among the best.
+
+        The number of prompts grows threefold; the best third by Pareto fronts of share and error goes on, at least `keep`.
+        """
+        left = list(dict.fromkeys(map(_frozen, configs)))
+        counts = _rungs(len(self.prompts)) if self._halving else [len(self.prompts)]
+        for rung, count in enumerate(counts):
+            works: dict[str, Callable[[], Any]] = {}
+            for config in left:
+                for prompt in range(count):
+                    works[key_of(config.value, prompt)] = partial(self.evaluate, config.value, prompt)
+            name = title if len(counts) == 1 else f"{title}, {count} prompt{'s' if count > 1 else ''}"
+            self._share_out(works, lambda key: self.store.get(key) is not None, name)
+            if rung + 1 < len(counts):
+                outcomes = [self.outcome(config.value, count) for config in left]
+                points = [(round(one.share, 9), one.scores[self.scores[0].name]) for one in outcomes]
+                left = [left[i] for i in keep_best(points, max(keep, math.ceil(len(left) / KEPT_SHARE)))]
+        return [self.outcome(config.value, len(self.prompts)) for config in left]
+
+    def outcome(self, config: CacheConfig, count: int | None = None) -> Outcome:
+        """The mean of what is known of a setting on the first `count` prompts (all)."""
+        found = [self.store.get(key_of(config, prompt)) for prompt in range(count or len(self.prompts))]
+        entries = [entry for entry in found if entry is not None]
+        assert len(entries) == len(found), "every prompt was evaluated"
+        names = [score.name for score in self.scores]
+        scores = {name: _mean([entry.scores.get(name) for entry in entries]) for name in names}
+        notes = tuple(dict.fromkeys(note for entry in entries for note in entry.notes))
+        share = sum(entry.share for entry in entries) / len(entries)
+        return Outcome(config, scores, share, sum(entry.seconds for entry in entries) / len(entries), notes)
+
+    def _share_out(self, works: dict[str, Callable[[], Any]], is_done: Callable[[str], bool], title: str) -> None:
+        """Do what no rank has done or is doing; return when all is done. What a dead rank left is done again."""
+        with self._bar(len(works), title) as bar:
+            left = dict(works)
+            while True:
+                self.store.refresh()
+                left = {key: work for key, work in left.items() if not is_done(key)}
+                if bar is not None:
+                    bar.update(len(works) - len(left) - bar.n)
+                if not left:
+                    return
+                if not self._take_one(left, is_done):
+                    time.sleep(_POLL)
+
+    def _take_one(self, left: dict[str, Callable[[], Any]], is_done: Callable[[str], bool]) -> bool:
+        for key, work in left.items():
+            with self.store.claim(key) as mine:
+                if not mine:
+                    continue
+                self.store.refresh()  # it may have been finished just before
+                if not is_done(key):
+                    work()
+                return True
+        return False
+
+    def _bar(self, total: int, title: str) -> Any:
+        if not self.progress or not total:
+            return nullcontext()
+        return tqdm(total=total, desc=title, unit="generation", dynamic_ncols=True)
+
+
+class _frozen:  # noqa: N801 - a CacheConfig whose options may be a dictionary, as a key
+    def __init__(self, value: CacheConfig):
+        self.value = value.validated()
+        self._text = json.dumps(self.value.to_dict(), sort_keys=True)
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _frozen) and self._text == other._text
+
+
+def key_of(config: CacheConfig, prompt: int) -> str:
+    """What a setting on a prompt is known by in the folder."""
+    text = json.dumps(config.to_dict(), sort_keys=True)
+    return f"{hashlib.sha256(text.encode()).hexdigest()[:20]}-{prompt}"
+
+
+def resumes_at(config: CacheConfig) -> int:
+    """The first step that is not that of the uncached run in every bit. Methods that look at data watch it from step 0 "
+    "on."""
+    scheduled = config.method in ("dit_block_cache", "attention_cache")
+    if scheduled and getattr(config.validated().options, "compute_steps", None) is None:
+        return config.step_start if config.step_start < config.steps_count else 0
+    return 0
+
+
+def _rungs(prompts: int) -> list[int]:
+    found = [1]
+    while found[-1] < prompts:
+        found.append(min(prompts, 3 * found[-1]))
+    return found
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else math.inf
+
+
+def calls_of(target: Target, method: str) -> int:
+    """blocks_count of a method on this target: what `enable_cache` counts.
+
+    Raises:
+        ConfigError: the method does not fit the model.
+    """
+    steps = target.steps if isinstance(target.subject, nn.Module) else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CacheWarning)
+        with enable_cache(target.subject, {"method": method}, num_inference_steps=steps, blocks=target.blocks) as handle:
+            count = handle.config.blocks_count
+    if count < 1:
+        raise ConfigError(f"{method} finds nothing to work on in this model. Choose another method.")
+    return count

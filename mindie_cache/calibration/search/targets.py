@@ -1,0 +1,268 @@
+"""What is searched on: the testbed, a pipeline of diffusers, or a user's own file. Generates; knows nothing of caches."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mindie_cache import testbed
+from mindie_cache.calibration.facts import guidance_name, quiet, shifted
+from mindie_cache.calibration.loading import _executed
+from mindie_cache.checks import whole
+from mindie_cache.device import synchronize
+from mindie_cache.errors import CacheError, ConfigError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Made:
+    """One generation, on the CPU.
+
+    Args:
+        latents: before decoding; None if the target cannot give them beside frames.
+        frames: `(batch, frames, height, width, 3)` in [0, 1], if they were asked for.
+        seconds: of the generation, from its first step.
+        trace: the latents before each step, of targets that can go on from them.
+        step_seconds: of each step.
+    """
+
+    latents: Tensor | None
+    frames: Tensor | None
+    seconds: float
+    trace: tuple[Tensor, ...] = ()
+    step_seconds: tuple[float, ...] = ()
+
+
+class Target(Protocol):
+    """A model, and how to generate with it."""
+
+    @property
+    def subject(self) -> Any:
+        """For enable_cache: the pipeline or the model."""
+
+    @property
+    def steps(self) -> int:
+        """Of one generation."""
+
+    @property
+    def blocks(self) -> str | None:
+        """The name of the list of blocks, if it cannot be found."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    def facts(self) -> dict[str, Any]:
+        """What changes the results, as plain data."""
+
+    def generate(self, prompt: str, seed: int, *, frames: bool = False, start: int = 0, made: Made | None = None) -> Made:
+        """One generation; with `start`, from that step of `made`, which has a trace."""
+
+
+@dataclass(frozen=True)
+class TestbedTarget:
+    """The small video model of this package."""
+
+    __test__ = False
+
+    subject: testbed.TestbedTransformer
+    steps: int = 30
+    shift: float = 3.0
+    guidance: float = 2.0
+    blocks: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.subject.parameters()).device
+
+    def facts(self) -> dict[str, Any]:
+        return {"target": "testbed", "steps": self.steps, "shift": self.shift, "guidance": self.guidance}
+
+    def generate(self, prompt: str, seed: int, *, frames: bool = False, start: int = 0, made: Made | None = None) -> Made:
+        traced: list[Tensor] = []
+        marks = [perf_counter()]
+
+        def note(step: int, latents: Tensor) -> None:
+            synchronize(latents.device)
+            marks.append(perf_counter())
+            traced.append(latents.cpu())
+
+        result = testbed.generate(
+            self.subject,
+            [prompt],
+            seeds=[seed],
+            steps=self.steps,
+            shift=self.shift,
+            guidance_scale=self.guidance,
+            callback=note,
+            start=start,
+            latents=made.trace[start] if made is not None and start else None,
+        )
+        seconds = tuple([after - before for before, after in pairwise(marks)])
+        begin = torch.empty(0)  # of step 0, which nobody goes on from
+        return Made(
+            result.latents.cpu(), result.videos.cpu() if frames else None, sum(seconds), (begin, *traced[:-1]), seconds
+        )
+
+
+@dataclass(frozen=True)
+class PipelineTarget:
+    """A pipeline of diffusers.
+
+    Args:
+        name: what tells it from other ones.
+        call: arguments of every generation.
+        shift, guidance: None leaves the pipeline's.
+    """
+
+    subject: Any
+    name: str
+    steps: int
+    device: torch.device
+    call: Mapping[str, Any] = field(default_factory=dict)
+    shift: float | None = None
+    guidance: float | None = None
+    blocks: str | None = None
+
+    def __post_init__(self) -> None:
+        whole("steps", self.steps, 2)
+        known = self._known
+        unknown = [name for name in self.call if name not in known]
+        if unknown and not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values()):
+            kind = type(self.subject).__name__
+            raise ConfigError(f"{kind} takes no argument {unknown[0]!r}. {did_you_mean(unknown[0], known)}")
+
+    @property
+    def _known(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(type(self.subject).__call__).parameters
+
+    def facts(self) -> dict[str, Any]:
+        parts = {name: str(value)[:200] for name, value in sorted(self.call.items()) if not isinstance(value, Tensor)}
+        return {
+            "target": f"{type(self.subject).__name__} {self.name}",
+            "steps": self.steps,
+            "shift": self.shift,
+            "guidance": self.guidance,
+            "call": parts,
+        }
+
+    def generate(self, prompt: str, seed: int, *, frames: bool = False, start: int = 0, made: Made | None = None) -> Made:
+        assert start == 0, "pipelines generate from the beginning"
+        call = {**self.call, "prompt": prompt, "num_inference_steps": self.steps}
+        call["generator"] = torch.Generator().manual_seed(seed)
+        if self.guidance is not None:
+            call[guidance_name(self.subject)] = self.guidance
+        last: list[Tensor] = []
+        if "output_type" in self._known:
+            call["output_type"] = "np" if frames else "latent"
+        if frames and "callback_on_step_end" in self._known:
+            call["callback_on_step_end"] = _keeper(last)
+            call["callback_on_step_end_tensor_inputs"] = ["latents"]
+        with shifted(self.subject, self.shift), quiet(self.subject):
+            output, seconds = _timed(self.device, lambda: self.subject(**call), type(self.subject).__name__)
+        if frames:
+            return Made(last[-1] if last else None, _as_frames(output[0]), seconds)
+        return Made(_as_latents(output[0], type(self.subject).__name__), None, seconds)
+
+
+@dataclass(frozen=True)
+class UserTarget:
+    """A user's own Python file: `build() -> pipe_or_model`, `generate(pipe, prompt, seed) -> latents`, and if frames are to
+    be scored `decode(pipe, latents) -> frames`."""
+
+    subject: Any
+    path: Path
+    steps: int
+    device: torch.device
+    module: Any
+    blocks: str | None = None
+
+    @classmethod
+    def load(cls, path: Path, steps: int, device: torch.device, blocks: str | None = None) -> UserTarget:
+        """Execute the file, and build what it builds, on the device if that has a method `to`.
+
+        Raises:
+            ConfigError: there is no such file, or it does not keep to the protocol.
+        """
+        whole("steps", steps, 2)
+        if path.suffix != ".py" or not path.is_file():
+            raise ConfigError(f"--model-file {path}: no such Python file. Give the path of a file with build and generate.")
+        module = _executed(path)
+        for name in ("build", "generate"):
+            if not callable(getattr(module, name, None)):
+                raise ConfigError(
+                    f"--model-file {path} has no function {name}. Define build() -> pipe_or_model and "
+                    "generate(pipe, prompt, seed) -> latents; examples/tune_my_model.py shows both."
+                )
+        subject = module.build()
+        if not isinstance(subject, nn.Module) and not hasattr(subject, "transformer") and not hasattr(subject, "unet"):
+            raise ConfigError(
+                f"--model-file {path}: build() returned {type(subject).__name__}. Return a pipeline with a transformer, or "
+                "the model: a torch.nn.Module with a list of blocks."
+            )
+        return cls(subject.to(device) if hasattr(subject, "to") else subject, path, steps, device, module, blocks)
+
+    def facts(self) -> dict[str, Any]:
+        content = hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
+        return {"target": self.path.name, "content": content, "steps": self.steps, "blocks": self.blocks}
+
+    def generate(self, prompt: str, seed: int, *, frames: bool = False, start: int = 0, made: Made | None = None) -> Made:
+        assert start == 0, "a user's own model generates from the beginning"
+        title = f"generate of {self.path.name}"
+        latents, seconds = _timed(self.device, lambda: self.module.generate(self.subject, prompt, seed), title)
+        kept = _as_latents(latents, title)
+        if not frames:
+            return Made(kept, None, seconds)
+        decode = getattr(self.module, "decode", None)
+        if decode is None:
+            raise ConfigError(
+                f"this score needs frames, but {self.path} has no function decode. Define decode(pipe, latents) -> "
+                "frames (batch, frames, height, width, 3) in [0, 1], or leave scores on latents."
+            )
+        with torch.no_grad():
+            return Made(kept, _as_frames(decode(self.subject, latents)), seconds)
+
+
+def _timed(device: torch.device, function: Callable[[], Any], title: str) -> tuple[Any, float]:
+    try:
+        with torch.no_grad():
+            synchronize(device)
+            begin = perf_counter()
+            result = function()
+            synchronize(device)
+            return result, perf_counter() - begin
+    except CacheError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{title} refuses its arguments: {error}") from error
+
+
+def _keeper(last: list[Tensor]) -> Callable[..., dict[str, Any]]:
+    def keep(pipe: Any, step: int, timestep: Any, kept: dict[str, Any]) -> dict[str, Any]:
+        last[:] = [kept["latents"].detach().float().cpu()]
+        return {}
+
+    return keep
+
+
+def _as_latents(value: Any, title: str) -> Tensor:
+    if isinstance(value, list) and value and all(isinstance(one, Tensor) for one in value):
+        value = torch.stack(value)
+    if not isinstance(value, Tensor):
+        raise ConfigError(f"{title} gave {type(value).__name__} instead of latents. Return one tensor.")
+    return value.detach().float().cpu()
+
+
+def _as_frames(value: Any) -> Tensor:
+    """`(batch, frames, height, width, 3)` from arrays of pictures `(batch, height, width, 3)` or videos."""
+    found = value if isinstance(value, Tensor) else torch.as_tensor(value)
+    found = found.detach().float().cpu()
+    return found.unsqueeze(1) if found.dim() == 4 else found
