@@ -3,7 +3,7 @@
     python search_scripts/search_dit_block_cache.py --model-file examples/tune_my_model.py --ratio 1.5 --steps 30
     python search_scripts/search_thresholds.py --method first_block --model-file examples/tune_my_model.py --score psnr
 
-The model here is the small one of this package; put yours in its place. `--steps` has to be the number of steps of your loop.
+The model here is the small one of this package; put yours in its place. `--steps` is the number of steps of your loop.
 """
 
 from itertools import pairwise

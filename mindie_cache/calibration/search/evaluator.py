@@ -148,6 +148,7 @@ class Evaluator:
 
         The number of prompts grows threefold; the best third by Pareto fronts of share and error goes on, at least `keep`.
         """
+        self.prepare()
         left = list(dict.fromkeys(map(_frozen, configs)))
         counts = _rungs(len(self.prompts)) if self._halving else [len(self.prompts)]
         for rung, count in enumerate(counts):
@@ -224,12 +225,11 @@ def key_of(config: CacheConfig, prompt: int) -> str:
 
 
 def resumes_at(config: CacheConfig) -> int:
-    """The first step that is not that of the uncached run in every bit. Methods that look at data watch it from step 0 "
-    "on."""
-    scheduled = config.method in ("dit_block_cache", "attention_cache")
-    if scheduled and getattr(config.validated().options, "compute_steps", None) is None:
-        return config.step_start if config.step_start < config.steps_count else 0
-    return 0
+    """Where a run may go on from the uncached one and still be the same in every bit: at step_start, or so much earlier that
+    what is extrapolated from has been kept. Methods that look at data watch it from step 0 on."""
+    options = config.validated().options
+    scheduled = config.method in ("dit_block_cache", "attention_cache") and options.compute_steps is None
+    return max(0, min(config.step_start, config.steps_count - 1) - options.order) if scheduled else 0
 
 
 def _rungs(prompts: int) -> list[int]:

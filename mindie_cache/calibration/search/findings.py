@@ -22,6 +22,7 @@ from mindie_cache.recipes import METHODS
 
 COSTS = ("calls", "time", "seconds")
 RESULTS = "results.json"
+_SHOWN = {"psnr": "-psnr", "ssim": "1-ssim"}  # every score is an error
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def conclude(
     rows = tuple([Row(one, one.scores[score], _ratios(one, profile, seconds)) for one in different])
     points = [(1 / row.ratios[goal.cost], row.error) for row in rows]
     chosen = choose(points, most_cost=1 / goal.ratio, most_error=goal.most_error)
-    return Findings(name, goal, rows, tuple(front(points)), chosen, facts or {})
+    return Findings(name, goal, rows, tuple(front(points)), chosen, {"seconds_uncached": seconds, **(facts or {})})
 
 
 def _ratios(outcome: Outcome, profile: Profile, seconds: float) -> dict[str, float]:
@@ -162,7 +163,7 @@ def table(found: Findings, most_rows: int = 20) -> str:
     if not found.rows:
         raise ConfigError("no setting was evaluated on all prompts. Use more --trials.")
     names = list(found.rows[0].outcome.scores)
-    head = ["", "calls", "time", "seconds", *names, "setting"]
+    head = ["", "calls", "time", "seconds", *[_SHOWN.get(name, name) for name in names], "setting"]
     lines = [head]
     for index in shown:
         row = found.rows[index]
@@ -175,7 +176,8 @@ def table(found: Findings, most_rows: int = 20) -> str:
         "  ".join([line[0].ljust(1), *[cell.rjust(w) for cell, w in zip(line[1:-1], widths[1:-1], strict=True)], line[-1]])
         for line in lines
     )
-    title = f"{found.name}: {len(found.rows)} settings on all prompts, {len(found.front)} on the Pareto front"
+    title = f"{found.name}: {len(found.rows)} settings on all prompts, {len(found.front)} on the Pareto front; "
+    title += f"uncached {found.facts['seconds_uncached']:.2f} s"
     if found.chosen is not None:
         return f"{title}; * chosen\n{text}"
     goal = found.goal

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from time import perf_counter
@@ -115,7 +115,7 @@ class Meter:
             bounds.append(bounds[-1] + len(entry.blocks))
         self._stacks = tuple([Stack(e.name, a, b) for e, a, b in zip(first, bounds, bounds[1:], strict=False)])
         self._seconds: list[list[float]] = [[] for _ in range(bounds[-1])]  # of each call of each block
-        self._attention_seconds = 0.0
+        self._attention_seconds: list[float] = []
         self._attention_bytes = 0
         self._attention_count = len(attentions(first))
 
@@ -153,7 +153,7 @@ class Meter:
         return add
 
     def _add_attention(self, seconds: float, output: Any) -> None:
-        self._attention_seconds += seconds
+        self._attention_seconds.append(seconds)
         tensors = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
         self._attention_bytes += sum(one.numel() * one.element_size() for one in tensors)
 
@@ -172,18 +172,23 @@ class Meter:
             )
         inside = sum(map(sum, self._seconds))
         blocks: list[float] = []
-        for stack in self._stacks:  # blocks of a stack are alike; a median is not disturbed by the first, slow calls
-            calls = [one for block in self._seconds[stack.start : stack.stop] for one in block]
+        for stack in self._stacks:  # blocks of a stack are alike
             count = stack.stop - stack.start
-            blocks += [round(1e3 * statistics.median(calls) * len(calls) / (count * steps), 6)] * count
+            calls = [one for block in self._seconds[stack.start : stack.stop] for one in block]
+            blocks += [round(1e3 * _total(calls) / (count * steps), 6)] * count
         return Profile(
             self._stacks,
             tuple(blocks),
             round(1e3 * max(0.0, seconds - inside) / steps, 6),
             self._attention_count,
-            round(1e3 * self._attention_seconds / steps, 6),
+            round(1e3 * _total(self._attention_seconds) / steps, 6),
             round(self._attention_bytes / steps),
         )
+
+
+def _total(calls: Sequence[float]) -> float:
+    """Of all calls, by their median: the first ones are slow, and tell nothing of a warm model."""
+    return statistics.median(calls) * len(calls) if calls else 0.0
 
 
 def _names(blocks: str | None) -> tuple[str, ...] | None:
