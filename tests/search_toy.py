@@ -1,4 +1,4 @@
-"""A small model for the tests of the searches, as a user would give it: build, generate, decode. Real, but a millisecond fast.
+"""A small model for the tests of the searches, as a user would give it: build, generate, decode.
 
 In a rank that DIE_RANK names the process is killed in its second generation, as a machine would do it.
 """

@@ -17,10 +17,11 @@ from toy import quiet
 from mindie_cache import CacheConfig, ConfigError, enable_cache
 from mindie_cache.calibration.search.evaluator import Evaluator, key_of, resumes_at
 from mindie_cache.calibration.search.findings import COSTS
+from mindie_cache.calibration.search.made import Made
 from mindie_cache.calibration.search.profile import Profile
 from mindie_cache.calibration.search.scores import find, measured
 from mindie_cache.calibration.search.store import Store
-from mindie_cache.calibration.search.targets import Made, TestbedTarget, UserTarget
+from mindie_cache.calibration.search.targets import TestbedTarget, UserTarget
 from mindie_cache.testbed import TestbedConfig, TestbedTransformer, generate
 
 ROOT = Path(__file__).parents[1]
@@ -281,12 +282,11 @@ def test_files_that_do_not_keep_to_the_protocol(tmp_path, content):
 
 
 def test_scores(search):
-    code, printed, results = search(
-        "dit_block_cache", *SMALL, *("--score psnr --score latents --score frames --score search_toy:largest".split())
-    )
+    names = ["psnr", "latents", "frames", "search_toy:largest"]
+    code, printed, results = search("dit_block_cache", *SMALL, *[part for name in names for part in ("--score", name)])
     assert code == 0, printed.err
     rows = results["dit_block_cache"]["all"]
-    assert set(rows[0]["scores"]) == {"psnr", "latents", "frames", "search_toy:largest"}
+    assert list(rows[0]["scores"]) == names
     assert "-psnr" in printed.out
     equal = Made(torch.ones(2, 3), torch.rand(1, 2, 12, 12, 3), 1.0)
     assert [measured(find(name), equal, equal) for name in ("latents", "frames")] == [0.0, 0.0]

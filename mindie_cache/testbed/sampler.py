@@ -89,13 +89,12 @@ def generate(
     shape = (config.channels, config.frames, config.height, config.width)
     levels = sigmas(steps, shift)
     _check_start(start, latents, steps, (len(prompts), *shape))
-    if latents is None:
-        latents = initial_noise(seeds, shape)
-    latents = latents.to(weight.device)  # float32 throughout: rounding between steps would add up
+    x = initial_noise(seeds, shape) if latents is None else latents
+    x = x.to(weight.device)  # float32 throughout: rounding between steps would add up
 
     def velocity(name: str, step: int, sigma: float) -> Tensor:
         inputs = {
-            "hidden_states": latents.to(weight.dtype),
+            "hidden_states": x.to(weight.dtype),
             "timestep": torch.full((len(prompts),), 1000 * sigma, device=weight.device),
             "encoder_hidden_states": ids[name],
         }
@@ -105,10 +104,10 @@ def generate(
     with run():
         for step, (sigma, following) in list(enumerate(pairwise(levels.tolist())))[start:]:
             cond, uncond = velocity("cond", step, sigma), velocity("uncond", step, sigma)
-            latents = latents + (following - sigma) * (uncond + guidance_scale * (cond - uncond))
+            x = x + (following - sigma) * (uncond + guidance_scale * (cond - uncond))
             if callback is not None:
-                callback(step, latents)
-    return Generation(videos=data.to_video(latents), latents=latents)
+                callback(step, x)
+    return Generation(videos=data.to_video(x), latents=x)
 
 
 def _check_start(start: int, latents: Tensor | None, steps: int, shape: tuple[int, ...]) -> None:

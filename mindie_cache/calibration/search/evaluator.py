@@ -17,11 +17,12 @@ from torch import nn
 from tqdm import tqdm
 
 from mindie_cache import CacheConfig, CacheWarning, enable_cache
+from mindie_cache.calibration.search.made import Made
 from mindie_cache.calibration.search.pareto import keep_best
 from mindie_cache.calibration.search.profile import Meter, Profile
 from mindie_cache.calibration.search.scores import Score, measured
 from mindie_cache.calibration.search.store import PROFILE, Evaluation, Store
-from mindie_cache.calibration.search.targets import Made, Target
+from mindie_cache.calibration.search.targets import Target
 from mindie_cache.errors import ConfigError
 
 _POLL = 0.1  # seconds between looks at what other ranks do
@@ -78,6 +79,11 @@ class Evaluator:
         found = self.store.read(PROFILE)
         assert found is not None
         return Profile.from_dict(found).with_times(self._block_ms)
+
+    def say(self, text: str) -> None:
+        """A line between the bars."""
+        if self.progress:
+            tqdm.write(text)
 
     def prepare(self) -> None:
         """Make the uncached generations, and measure the model in the first of them."""
@@ -143,14 +149,15 @@ class Evaluator:
             tuple([str(warning.message) for warning in caught if issubclass(warning.category, CacheWarning)]),
         )
 
-    def run(self, configs: Iterable[CacheConfig], title: str, keep: int = LEAST_KEPT) -> list[Outcome]:
+    def run(self, configs: Iterable[CacheConfig], title: str, *, every: bool = False) -> list[Outcome]:
         """Settings on all prompts, in their order; with successive halving those that stay among the best.
 
-        The number of prompts grows threefold; the best third by Pareto fronts of share and error goes on, at least `keep`.
+        The number of prompts grows threefold; the best third by Pareto fronts of share and error goes on, at least six; with
+        `every` all of them.
         """
         self.prepare()
         left = list(dict.fromkeys(map(_frozen, configs)))
-        counts = _rungs(len(self.prompts)) if self._halving else [len(self.prompts)]
+        counts = _rungs(len(self.prompts)) if self._halving and not every else [len(self.prompts)]
         for rung, count in enumerate(counts):
             works: dict[str, Callable[[], Any]] = {}
             for config in left:
@@ -161,7 +168,7 @@ class Evaluator:
             if rung + 1 < len(counts):
                 outcomes = [self.outcome(config.value, count) for config in left]
                 points = [(round(one.share, 9), one.scores[self.scores[0].name]) for one in outcomes]
-                left = [left[i] for i in keep_best(points, max(keep, math.ceil(len(left) / KEPT_SHARE)))]
+                left = [left[i] for i in keep_best(points, max(LEAST_KEPT, math.ceil(len(left) / KEPT_SHARE)))]
         return [self.outcome(config.value, len(self.prompts)) for config in left]
 
     def outcome(self, config: CacheConfig, count: int | None = None) -> Outcome:

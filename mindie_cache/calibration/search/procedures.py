@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mindie_cache import CacheConfig
+from mindie_cache import CacheConfig, CacheWarning
 from mindie_cache.calibration.search.cost import Window, Work
 from mindie_cache.calibration.search.evaluator import Evaluator, Outcome, calls_of
 from mindie_cache.calibration.search.findings import Findings, Goal, conclude
@@ -46,7 +47,20 @@ class BlockSearch:
         Raises:
             ConfigError: the ratio is out of reach, or an argument is out of range.
         """
-        return [self._search(evaluator, name, stack) for name, stack in self._ranges(evaluator)]
+        ranges = list(self._ranges(evaluator))
+        if len(ranges) == 1:
+            return [self._search(evaluator, *ranges[0])]
+        found, refused = [], []
+        for name, stack in ranges:
+            try:
+                found.append(self._search(evaluator, name, stack))
+            except ConfigError as error:  # noqa: PERF203 - one list may be too short for the ratio
+                refused.append(f"{stack.name}: {error}")
+        if not found:
+            raise ConfigError(" ".join(refused))
+        for reason in refused:
+            warnings.warn(f"No search in {reason}", CacheWarning, stacklevel=2)
+        return found
 
     def _ranges(self, evaluator: Evaluator) -> Iterator[tuple[str, Stack]]:
         profile = evaluator.profile
@@ -77,11 +91,17 @@ class BlockSearch:
         score = evaluator.scores[0].name
         first: dict[Window, Outcome] = {}
         stage_one = space.stage_one()
+        most = len(space.stage_two(top(stage_one, [0.0] * len(stage_one), together=self.published)))
+        seconds, prompts = evaluator.uncached(0).seconds, len(evaluator.prompts)
+        evaluator.say(f"{name}: {len(stage_one)} block starts, then up to {most} lengths and steps")
+        evaluator.say(f"on {prompts} prompts; an uncached generation took {seconds:.2f} s")
         for interval in dict.fromkeys(window.interval for window in stage_one):
             windows = [window for window in stage_one if window.interval == interval]
             first |= self._evaluated(evaluator, windows, f"block starts, interval {interval}")
         best = top(list(first), [one.scores[score] for one in first.values()], together=self.published)
         stage_two = space.stage_two(best)
+        starts = ", ".join(f"{window.first} (every {window.interval})" for window in best)
+        evaluator.say(f"best block starts: {starts}; {len(stage_two)} settings follow")
         second = self._evaluated(evaluator, stage_two, "lengths and steps")
         everything = first | second
         considered = {window: everything[window] for window in (*best, *second)} if self.published else everything
@@ -102,7 +122,8 @@ class BlockSearch:
         configs = {
             str(config.to_dict()): window for window in windows for config in [window_config(window, blocks, steps, options)]
         }
-        outcomes = evaluator.run([window_config(window, blocks, steps, options) for window in windows], title)
+        asked = [window_config(window, blocks, steps, options) for window in windows]
+        outcomes = evaluator.run(asked, title, every=self.published)
         return {configs[str(one.config.to_dict())]: one for one in outcomes}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mindie_cache.calibration.search.targets import Made
+from mindie_cache.calibration.search.made import Made
 from mindie_cache.demo.metrics import psnr, ssim
 from mindie_cache.errors import ConfigError, did_you_mean
 
@@ -106,10 +108,13 @@ def find(name: str) -> Score:
     if not sign:
         hint = did_you_mean(name, (LATENTS, *_FRAME_SCORES))
         raise ConfigError(f"--score {name} is not known. {hint} Or a function of yours: package.module:function.")
+    sys.path.insert(0, os.getcwd())  # a script's own folder is there, not that of its user
     try:
         found = getattr(importlib.import_module(module), function, None)
     except ImportError as error:
         raise ConfigError(f"--score {name}: {module} cannot be imported: {error}. Check its name and PYTHONPATH.") from error
+    finally:
+        sys.path.remove(os.getcwd())
     if not callable(found):
         raise ConfigError(f"--score {name}: {module} has no function {function!r}. Check its name.")
     return Score(name, found, frames=bool(getattr(found, "frames", False)))

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from mindie_cache.calibration import files
-from mindie_cache.calibration.search.targets import Made
+from mindie_cache.calibration.search.made import Made
 from mindie_cache.errors import ConfigError
 
 HEADER, PROFILE, VERSION = "search.json", "profile.json", 1

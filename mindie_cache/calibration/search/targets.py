@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -17,28 +17,10 @@ from torch import Tensor, nn
 from mindie_cache import testbed
 from mindie_cache.calibration.facts import guidance_name, quiet, shifted
 from mindie_cache.calibration.loading import _executed
+from mindie_cache.calibration.search.made import Made, as_frames, as_latents, fact, keeper, timed
 from mindie_cache.checks import whole
 from mindie_cache.device import synchronize
-from mindie_cache.errors import CacheError, ConfigError, did_you_mean
-
-
-@dataclass(frozen=True)
-class Made:
-    """One generation, on the CPU.
-
-    Args:
-        latents: before decoding; None if the target cannot give them beside frames.
-        frames: `(batch, frames, height, width, 3)` in [0, 1], if they were asked for.
-        seconds: of the generation, from its first step.
-        trace: the latents before each step, of targets that can go on from them.
-        step_seconds: of each step.
-    """
-
-    latents: Tensor | None
-    frames: Tensor | None
-    seconds: float
-    trace: tuple[Tensor, ...] = ()
-    step_seconds: tuple[float, ...] = ()
+from mindie_cache.errors import ConfigError, did_you_mean
 
 
 class Target(Protocol):
@@ -145,7 +127,7 @@ class PipelineTarget:
         return inspect.signature(type(self.subject).__call__).parameters
 
     def facts(self) -> dict[str, Any]:
-        parts = {name: str(value)[:200] for name, value in sorted(self.call.items()) if not isinstance(value, Tensor)}
+        parts = {name: fact(value) for name, value in sorted(self.call.items())}
         return {
             "target": f"{type(self.subject).__name__} {self.name}",
             "steps": self.steps,
@@ -164,13 +146,13 @@ class PipelineTarget:
         if "output_type" in self._known:
             call["output_type"] = "np" if frames else "latent"
         if frames and "callback_on_step_end" in self._known:
-            call["callback_on_step_end"] = _keeper(last)
+            call["callback_on_step_end"] = keeper(last)
             call["callback_on_step_end_tensor_inputs"] = ["latents"]
         with shifted(self.subject, self.shift), quiet(self.subject):
-            output, seconds = _timed(self.device, lambda: self.subject(**call), type(self.subject).__name__)
+            output, seconds = timed(self.device, lambda: self.subject(**call), type(self.subject).__name__)
         if frames:
-            return Made(last[-1] if last else None, _as_frames(output[0]), seconds)
-        return Made(_as_latents(output[0], type(self.subject).__name__), None, seconds)
+            return Made(last[-1] if last else None, as_frames(output[0]), seconds)
+        return Made(as_latents(output[0], type(self.subject).__name__), None, seconds)
 
 
 @dataclass(frozen=True)
@@ -217,8 +199,8 @@ class UserTarget:
     def generate(self, prompt: str, seed: int, *, frames: bool = False, start: int = 0, made: Made | None = None) -> Made:
         assert start == 0, "a user's own model generates from the beginning"
         title = f"generate of {self.path.name}"
-        latents, seconds = _timed(self.device, lambda: self.module.generate(self.subject, prompt, seed), title)
-        kept = _as_latents(latents, title)
+        latents, seconds = timed(self.device, lambda: self.module.generate(self.subject, prompt, seed), title)
+        kept = as_latents(latents, title)
         if not frames:
             return Made(kept, None, seconds)
         decode = getattr(self.module, "decode", None)
@@ -228,41 +210,4 @@ class UserTarget:
                 "frames (batch, frames, height, width, 3) in [0, 1], or leave scores on latents."
             )
         with torch.no_grad():
-            return Made(kept, _as_frames(decode(self.subject, latents)), seconds)
-
-
-def _timed(device: torch.device, function: Callable[[], Any], title: str) -> tuple[Any, float]:
-    try:
-        with torch.no_grad():
-            synchronize(device)
-            begin = perf_counter()
-            result = function()
-            synchronize(device)
-            return result, perf_counter() - begin
-    except CacheError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{title} refuses its arguments: {error}") from error
-
-
-def _keeper(last: list[Tensor]) -> Callable[..., dict[str, Any]]:
-    def keep(pipe: Any, step: int, timestep: Any, kept: dict[str, Any]) -> dict[str, Any]:
-        last[:] = [kept["latents"].detach().float().cpu()]
-        return {}
-
-    return keep
-
-
-def _as_latents(value: Any, title: str) -> Tensor:
-    if isinstance(value, list) and value and all(isinstance(one, Tensor) for one in value):
-        value = torch.stack(value)
-    if not isinstance(value, Tensor):
-        raise ConfigError(f"{title} gave {type(value).__name__} instead of latents. Return one tensor.")
-    return value.detach().float().cpu()
-
-
-def _as_frames(value: Any) -> Tensor:
-    """`(batch, frames, height, width, 3)` from arrays of pictures `(batch, height, width, 3)` or videos."""
-    found = value if isinstance(value, Tensor) else torch.as_tensor(value)
-    found = found.detach().float().cpu()
-    return found.unsqueeze(1) if found.dim() == 4 else found
+            return Made(kept, as_frames(decode(self.subject, latents)), seconds)
