@@ -435,3 +435,71 @@ def test_keys_tell_settings_and_prompts_apart():
     assert key_of(config, 0) == key_of(CacheConfig("dit_block_cache", 8, 10, 2, 2, options={"order": 0}), 0)
     others = [key_of(config, 1), key_of(CacheConfig("dit_block_cache", 8, 10, 2, 3), 0)]
     assert len({key_of(config, 0), *others}) == 3
+
+
+@pytest.mark.parametrize("script", ["dit_block_cache", "attention_cache", "adastep", "thresholds"])
+def test_help_teaches(script, monkeypatch, capsys):
+    path = str(ROOT / f"search_scripts/search_{script}.py")
+    monkeypatch.setattr(sys, "argv", [path, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(path, run_name="__main__")
+    shown = capsys.readouterr().out
+    for word in ("examples:", f"python search_scripts/search_{script}.py", "torchrun", "--out", "--ratio", "results.json"):
+        assert word in shown
+    assert max(map(len, shown.splitlines())) <= 130
+
+
+def test_nothing_of_it_is_imported_with_the_package_nor_optuna_with_it():
+    code = """
+import sys
+import mindie_cache
+assert not [name for name in sys.modules if name.startswith("mindie_cache.calibration.search")]
+import mindie_cache.calibration.search.command, mindie_cache.calibration.search.knobs
+import mindie_cache.calibration.search.procedures
+assert not {"optuna", "diffusers", "lpips"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_example_of_a_users_file(monkeypatch, tmp_path, capsys):
+    path = str(ROOT / "search_scripts/search_thresholds.py")
+    model = ["--model-file", str(ROOT / "examples/tune_my_model.py"), "--steps", "30", "--device", "cpu"]
+    knobs = ["--method", "first_block", "--range", "threshold=0.1:0.2", "--grid", "2", "--ratio", "1.1"]
+    arguments = [
+        path,
+        *model,
+        *knobs,
+        "--score",
+        "ssim",
+        "--prompt",
+        "a red square moving left",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(path, run_name="__main__")
+    assert "* " in capsys.readouterr().out
+    assert CacheConfig.from_yaml(tmp_path / "out/first_block.yaml").options.threshold in (0.1, 0.2)
+
+
+def test_a_file_system_without_locks_is_said(evaluator, monkeypatch):
+    made = evaluator()
+
+    def refuse(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(ConfigError, match="without locks"):
+        made.prepare()
+
+
+def test_two_processes_may_share_a_folder_without_torchrun(evaluator):
+    config = CacheConfig("dit_block_cache", 8, 10, 2, 2, block_start=1, block_end=5)
+    one, two = evaluator(), evaluator()
+    one.run([config], "x")
+    other = CacheConfig("dit_block_cache", 8, 10, 2, 3, block_start=1, block_end=5)
+    two.run([config, other], "x")
+    assert len(list(one.store.path.glob("evaluations-*.jsonl"))) == 2
+    assert len(lines(one.store.path)) == 2 * len(PROMPTS)
+    assert one.run([other], "x") == two.run([other], "x")

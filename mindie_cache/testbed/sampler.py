@@ -119,6 +119,5 @@ def _check_start(start: int, latents: Tensor | None, steps: int, shape: tuple[in
     if latents is not None and (latents.shape != shape or latents.dtype != torch.float32):
         raise ParametersInvalid(
             f"latents are {latents.dtype} of shape {tuple(latents.shape)}, but this generation needs float32 of {shape}. "
-            "Pass "
-            "what callback was given, for the same prompts."
+            "Pass what callback was given, for the same prompts."
         )

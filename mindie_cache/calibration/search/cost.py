@@ -105,8 +105,7 @@ def published_blocks_needed(blocks: int, steps: int, ratio: float, *, start: int
     if not 0 < length < blocks:
         raise ConfigError(
             f"ratio={ratio} with steps={steps}, start={start} and interval={interval} needs {length} of {blocks} blocks; "
-            "the "
-            f"published search allows 1 to {blocks - 1}. Use another ratio, or leave --published out to search more "
+            f"the published search allows 1 to {blocks - 1}. Use another ratio, or leave --published out to search more "
             "intervals."
         )
     return length

@@ -71,6 +71,7 @@ class Evaluator:
         self._frames = any(score.frames for score in scores)
         self._block_ms = block_ms or {}
         self._uncached: dict[int, Made] = {}
+        self._is_prepared = False
 
     @cached_property
     def profile(self) -> Profile:
@@ -87,9 +88,12 @@ class Evaluator:
 
     def prepare(self) -> None:
         """Make the uncached generations, and measure the model in the first of them."""
+        if self._is_prepared:
+            return
         works: dict[str, Callable[[], Any]] = {"profile": self._measure}
         works |= {f"uncached-{p}": partial(self._make_uncached, p) for p in range(1, len(self.prompts))}
         self._share_out(works, self._has_prepared, "uncached")
+        self._is_prepared = True
 
     def _has_prepared(self, key: str) -> bool:
         if key == "profile":

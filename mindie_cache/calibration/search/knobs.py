@@ -221,8 +221,7 @@ class OptunaSearch:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(
                 f"--storage {url} cannot be used: {reason}. Nothing was changed. Give the URL of a data base of Optuna, "
-                "e.g. "
-                "sqlite:///study.db, or leave it out."
+                "e.g. sqlite:///study.db, or leave it out."
             ) from error
 
 

@@ -196,11 +196,9 @@ class AttentionSearch:
         fits = int(free / each)
         advice = f"--block-end {self.block_start + fits}" if fits else "another method: dit_block_cache keeps one residual"
         raise ConfigError(
-            f"attention_cache would keep {_gib(needed)}: {used} attentions of {each / 2**20:.1f} MiB each (all "
-            "branches), "
-            f"and {_gib(free)} are free; {fits} attentions fit. Use {advice}, smaller pictures, or --memory-gib if "
-            "more "
-            "is free in production."
+            f"attention_cache would keep {_gib(needed)}: {used} attentions of {each / 2**20:.1f} MiB each (all branches), "
+            f"and {_gib(free)} are free; {fits} attentions fit. Use {advice}, smaller pictures, or --memory-gib if more is "
+            "free in production."
         )
 
     def _free(self, evaluator: Evaluator) -> float:

@@ -68,8 +68,7 @@ def _lpips() -> Callable[[Made, Made], float]:
     if not list(folder.glob("alexnet-*.pth")):
         raise ConfigError(
             f"--score lpips needs AlexNet's weights, and {folder} has no alexnet-*.pth; nothing is downloaded by this "
-            "search. "
-            "Put them there (python -c 'import lpips; lpips.LPIPS(net=\"alex\")' does), or use ssim."
+            "search. Put them there (python -c 'import lpips; lpips.LPIPS(net=\"alex\")' does), or use ssim."
         )
     network: list[Any] = []
 

@@ -87,8 +87,7 @@ class Store:
             if strangers and not head.exists():  # another rank may have made it meanwhile
                 raise ConfigError(
                     f"--out {self.path} is not empty and holds no search (it has {', '.join(strangers[:3])}, but no "
-                    f"{HEADER}). "
-                    "Nothing was changed. Choose another folder."
+                    f"{HEADER}). Nothing was changed. Choose another folder."
                 )
             _write_once(head, json.dumps(header, indent=1) + "\n")
         found = _read_json(head)
@@ -98,8 +97,7 @@ class Store:
             if found.get(name) != json.loads(json.dumps(header.get(name))):
                 raise ConfigError(
                     f"--out {self.path} holds another search: {name} is {found.get(name)!r} there, and {header.get(name)!r} "
-                    "here. "
-                    "Nothing was changed. Repeat the arguments of that search, or choose another folder."
+                    "here. Nothing was changed. Repeat the arguments of that search, or choose another folder."
                 )
 
     def refresh(self) -> None:
@@ -152,9 +150,14 @@ class Store:
         file = (folder / name).open("ab")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.close()
             return None
+        except OSError as error:
+            file.close()
+            raise ConfigError(
+                f"--out {self.path} is on a file system without locks ({error.strerror}). Choose a folder on another one."
+            ) from None
         self._held[name] = file  # a file that is collected would give its lock back
         return file
 

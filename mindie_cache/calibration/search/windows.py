@@ -130,8 +130,7 @@ class Space:
         return (
             f"ratio={self.ratio} is out of reach: {self.last - self.first} blocks that are reused in {reusing} of "
             f"{self.steps} steps give {most:.2f} (intervals {', '.join(map(str, self.intervals))}; starts up to {start}). "
-            "Use "
-            "a smaller ratio, larger --intervals, or earlier --starts."
+            "Use a smaller ratio, larger --intervals, or earlier --starts."
         )
 
 
