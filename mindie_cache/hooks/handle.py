@@ -19,7 +19,7 @@ from mindie_cache.hooks.discover import KINDS
 from mindie_cache.hooks.known import model_names
 from mindie_cache.hooks.patches import ModelPatch
 from mindie_cache.hooks.regions import scope_of
-from mindie_cache.hooks.wish import Wish, read_wish
+from mindie_cache.hooks.wish import Wish, read_wish, suited
 from mindie_cache.report import Report
 
 _DENOISERS = ("transformer", "transformer_2", "unet", "prior", "decoder")
@@ -129,7 +129,7 @@ def enable_cache(
     attachments: dict[str, Attachment] = {}
     wish = None
     for name, model in models.items():
-        wish = read_wish(config, model_names(model, pipe))
+        wish = suited(read_wish(config, model_names(model, pipe)), pipe)
         if num_inference_steps is not None:
             wish = wish.for_steps(num_inference_steps)
         scope = scope_of(model, wish, _names(blocks), tuple(streams) if streams else None, _kinds(attentions))

@@ -12,11 +12,13 @@ from typing import Any
 from mindie_cache.config import CacheConfig, check_names
 from mindie_cache.errors import ConfigError, did_you_mean
 from mindie_cache.hooks.levels import LEVELS, level
+from mindie_cache.methods.planned import PlanOptions
 from mindie_cache.parsing import parse_json, parse_yaml
 from mindie_cache.presets.text import select
 from mindie_cache.recipes import METHODS
 
 PROBABLE_STEPS = 50
+PLAN = "mindie_cache plan"  # what plan files say of themselves
 _COUNTS = ("blocks_count", "steps_count")
 _PREFERRED = ("ada_taylor", "magcache", "teacache", "custom", "dit_block_cache")  # of a preset that names no method
 
@@ -95,6 +97,21 @@ def read_wish(asked: Any, model_names: tuple[str, ...] = ()) -> Wish:
     return _of_preset(asked)
 
 
+def suited(wish: Wish, pipe: Any) -> Wish:
+    """Without the correction of a plan, where the pipeline's scheduler would not do with it what it is made for."""
+    scheduler = getattr(pipe, "scheduler", None)
+    if wish.method != "plan" or scheduler is None:
+        return wish
+    from mindie_cache.calibration.planning.samplers import is_exact
+
+    if is_exact(scheduler):
+        return wish
+    options = wish.options
+    options = replace(options, gain=0.0) if isinstance(options, PlanOptions) else {**(options or {}), "gain": 0.0}
+    title = f"{wish.title}, without correction: {type(scheduler).__name__} does not add outputs to the latents"
+    return replace(wish, title=title, values={**wish.values, "options": options})
+
+
 def _of_level(name: str, model_names: tuple[str, ...]) -> Wish:
     table = level(name, model_names)
     if table is not None:
@@ -117,7 +134,10 @@ def _of_mapping(values: Mapping[str, Any]) -> Wish:
     if not isinstance(method, str) or method not in METHODS:
         raise ConfigError(f"method={method!r} is not supported. {did_you_mean(method, METHODS)}")
     rest = {name: value for name, value in values.items() if name not in _COUNTS}
-    return Wish(method, rest, values.get("blocks_count"), values.get("steps_count"))
+    steps, options = values.get("steps_count"), values.get("options")
+    if method == "plan" and steps is None and isinstance(options, Mapping) and options.get("compute_steps"):
+        steps = max(options["compute_steps"]) + 1  # a schedule is for one number of steps, and ends with the last one
+    return Wish(method, rest, values.get("blocks_count"), steps)
 
 
 def _of_file(path: Path) -> Wish:
@@ -130,6 +150,8 @@ def _of_file(path: Path) -> Wish:
         raise ConfigError(f"{path}: {error}") from None
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path} holds no mapping of fields. Write it with CacheConfig.to_yaml(path).")
+    if values.get("kind") == PLAN:
+        return Wish(f"plan {path}", {"method": "plan", "options": {"plan": str(path)}})
     if not values.keys() & {"method", *_COUNTS}:  # a calibration file
         options = {"preset": str(path)}
         return Wish(f"ada_taylor with {path}", {"method": "ada_taylor", "options": options})

@@ -95,8 +95,8 @@ class Plan:
         by_budget = {entry.budget: entry for entry in entries}
         scaled = round(self.budget * steps_count / self.steps_count)
         nearest = min(by_budget, key=lambda budget: abs(budget - scaled))
-        places = np.linspace(0, self.steps_count - 1, steps_count)
-        sigmas = (*np.interp(places, range(self.steps_count), self.sigmas[:-1]).tolist(), self.sigmas[-1])
+        places = np.linspace(0, self.steps_count, steps_count + 1)
+        sigmas = tuple(np.interp(places, range(self.steps_count + 1), self.sigmas).tolist())
         return replace(self, sigmas=sigmas, front=tuple(by_budget[b] for b in sorted(by_budget)), budget=nearest)
 
     def save(self, path: str | PathLike[str]) -> None:

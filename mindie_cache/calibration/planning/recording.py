@@ -1,14 +1,17 @@
-"""Recording: the inner products of the guided velocities of uncached generations. Nothing else of them is kept."""
+"""Recording: the inner products of the guided outputs of uncached generations. Nothing else of them is kept."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mindie_cache.calibration.planning.samplers import sampler_of
 from mindie_cache.errors import ModelExecError, ParametersInvalid
 
 
@@ -17,65 +20,105 @@ class Recording:
     """What the planner needs.
 
     Args:
-        gram: ``(steps, steps)``: inner products of the velocities, summed over samples.
+        gram: ``(steps, steps)``: inner products of the outputs after guidance, summed over samples.
         sigmas: ``(steps + 1,)``: noise levels, falling.
         energy: sum of the squares of the final latents, over samples.
         samples: how many generations.
+        exact: whether the sampler adds outputs to latents, so that a correction can be folded into them; else `why` not.
     """
 
     gram: np.ndarray
     sigmas: np.ndarray
     energy: float
     samples: int
+    exact: bool = True
+    why: str = ""
 
     def __add__(self, other: Recording) -> Recording:
         """Both together: plans for several prompts are made from the sum."""
-        if self.sigmas.shape != other.sigmas.shape or not np.allclose(self.sigmas, other.sigmas, atol=1e-6):
+        if self.sigmas.shape != other.sigmas.shape or not np.allclose(self.sigmas, other.sigmas, rtol=1e-5, atol=1e-6):
             raise ParametersInvalid("Recordings with different noise levels cannot be added: use the same steps and shift.")
-        return Recording(self.gram + other.gram, self.sigmas, self.energy + other.energy, self.samples + other.samples)
+        return replace(
+            self,
+            gram=self.gram + other.gram,
+            energy=self.energy + other.energy,
+            samples=self.samples + other.samples,
+        )
 
 
 class Recorder:
-    """Sees the latents of one uncached generation, or of a batch of them, step by step, as a sampler's callback.
+    """Takes the outputs of one uncached generation, or of a batch of them, step by step.
 
-    Euler steps of flow matching: the guided velocity of step t is (x_(t+1) - x_t) / (sigma_(t+1) - sigma_t).
-    Velocities are kept on the host in float32 until the generation is over: steps times the size of the latents.
-
-    Args:
-        sigmas: noise levels of the sampler, falling, the last one included.
+    They are kept on the host in float32 until the generation is over: steps times the size of the latents. After that
+    only steps x steps numbers are left.
     """
 
-    def __init__(self, sigmas: Sequence[float] | Tensor):
-        self.sigmas = np.asarray(torch.as_tensor(sigmas).double())
-        self._latents: Tensor | None = None
-        self._velocities: list[Tensor] = []
+    def __init__(self) -> None:
+        self._outputs: list[Tensor] = []
+        self._latents = torch.empty(0)
 
-    def start(self, latents: Tensor) -> None:
-        """The noise that the generation begins with."""
-        self._latents, self._velocities = latents.detach().clone(), []
-
-    def step(self, step: int, latents: Tensor) -> None:
-        """The latents after step `step`, from 0."""
-        if self._latents is None or step != len(self._velocities):
+    def step(self, output: Tensor, latents: Tensor) -> None:
+        """The model's `output` after guidance, and the `latents` after the step."""
+        if self._outputs and output.numel() != self._outputs[0].numel():
             raise ParametersInvalid(
-                f"Step {step} was recorded after {len(self._velocities)} steps. Call start(noise) first, then step(0, ...), "
-                "step(1, ...), one after another."
+                "The latents changed their size while they were recorded. Record one generation at a time."
             )
-        length = float(self.sigmas[step + 1] - self.sigmas[step])
-        self._velocities.append(((latents.float() - self._latents.float()) / length).cpu().flatten())
-        self._latents = latents.detach().clone()
+        self._outputs.append(output.detach().float().cpu().flatten())
+        self._latents = latents.detach()
 
-    def result(self) -> Recording:
-        """The Gram matrix, in float64."""
-        steps = len(self.sigmas) - 1
-        if len(self._velocities) != steps or self._latents is None:
-            raise ParametersInvalid(f"{len(self._velocities)} of {steps} steps were recorded. Let the generation finish.")
+    def result(self, sigmas: Sequence[float] | Tensor, exact: bool = True, why: str = "") -> Recording:
+        """The Gram matrix, in float64.
+
+        Args:
+            sigmas: noise levels of the sampler, falling, the last one included.
+        """
+        levels = np.asarray(torch.as_tensor(sigmas).double())
+        steps = len(levels) - 1
+        if len(self._outputs) != steps:
+            raise ParametersInvalid(
+                f"{len(self._outputs)} outputs were recorded, but there are {steps} steps. Record one whole generation, "
+                "with one scheduler step for each (no second-order scheduler)."
+            )
         gram = np.empty((steps, steps))
-        wide = [velocity.double() for velocity in self._velocities]
-        for row, velocity in enumerate(wide):
+        wide = [output.double() for output in self._outputs]
+        for row, output in enumerate(wide):
             for column in range(row + 1):
-                gram[row, column] = gram[column, row] = float(torch.dot(velocity, wide[column]))
-        energy = float(self._latents.double().square().sum())
+                gram[row, column] = gram[column, row] = float(torch.dot(output, wide[column]))
+        energy = float(self._latents.double().square().sum()) if self._latents.device.type == "cpu" else 0.0
+        energy = energy or float(self._latents.float().square().sum())
         if not (np.isfinite(gram).all() and np.isfinite(energy)):
             raise ModelExecError("The recorded generation has NaN or infinite numbers. Look for overflow, e.g. in fp16.")
-        return Recording(gram, self.sigmas, energy, int(self._latents.shape[0]))
+        return Recording(gram, levels, energy, int(self._latents.shape[0]), exact, why)
+
+
+@contextmanager
+def recording(scheduler: Any) -> Iterator[Recorder]:
+    """Record what `scheduler.step` is given, for the time of a `with`; the scheduler is afterwards as it was."""
+    recorder, own = Recorder(), vars(scheduler).get("step")
+    inner = scheduler.step
+
+    def step(model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = inner(model_output, *args, **kwargs)
+        recorder.step(model_output, result[0] if isinstance(result, tuple) else result.prev_sample)
+        return result
+
+    scheduler.step = step
+    try:
+        yield recorder
+    finally:
+        if own is None:
+            del scheduler.step
+        else:
+            scheduler.step = own
+
+
+def record(pipe: Any, **call: Any) -> Recording:
+    """Generate once with a pipeline of diffusers, without a cache, and record it.
+
+    Args:
+        call: arguments of the pipeline: prompt, generator, num_inference_steps, ...
+    """
+    with recording(pipe.scheduler) as recorder:
+        pipe(**call)
+    sampler = sampler_of(pipe.scheduler)
+    return recorder.result(sampler.levels, sampler.exact, sampler.why)

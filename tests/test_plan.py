@@ -1,0 +1,370 @@
+"""The planner against brute force, and the method `plan` against the latents repaired by hand, both in float64."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from toy import quiet
+
+from mindie_cache import CacheAgent, CacheConfig, CacheWarning, ConfigError, ParametersInvalid, branch
+from mindie_cache.calibration.planning import Entry, Plan, Program, Recorder, make_plan, recording, usual_gain
+from mindie_cache.calibration.planning.program import largest_gap
+from mindie_cache.feature_cache import FeatureCache
+
+
+def levels(steps: int, shift: float = 3.0) -> np.ndarray:
+    even = np.linspace(1, 0, steps + 1)
+    return shift * even / (1 + (shift - 1) * even)
+
+
+def walk(steps: int, seed: int = 0, size: int = 20) -> np.ndarray:
+    """Velocities that turn slowly."""
+    return np.cumsum(np.random.default_rng(seed).normal(size=(steps, size)), axis=0)
+
+
+def line(v: np.ndarray, u: np.ndarray, p: int | None, i: int, t: int) -> np.ndarray:
+    return v[i] if p is None else v[i] + (u[t] - u[i]) / (u[i] - u[p]) * (v[i] - v[p])
+
+
+def share(u: np.ndarray, p: int | None, i: int, j: int, t: int) -> float:
+    """Of the difference at j, what step t was off."""
+    part = (u[t] - u[i]) / (u[j] - u[i])
+    return part if p is None else part * (u[t] - u[p]) / (u[j] - u[p])
+
+
+def error_of(v: np.ndarray, u: np.ndarray, schedule: tuple[int, ...], gain: float) -> float:
+    """The objective as it is defined: the sum over gaps of the squared signed error."""
+    lengths, total, steps = np.diff(u), 0.0, len(v)
+    for place, i in enumerate(schedule):
+        p = schedule[place - 1] if place else None
+        j = schedule[place + 1] if place + 1 < len(schedule) else steps
+        gap = range(i + 1, j)
+        error = sum((lengths[t] * (line(v, u, p, i, t) - v[t]) for t in gap), np.zeros(v.shape[1]))
+        if j < steps and gap:
+            error = error + gain * sum(lengths[t] * share(u, p, i, j, t) for t in gap) * (v[j] - line(v, u, p, i, j))
+        total += float(error @ error)
+    return total
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.5, 1.0, 1.2])
+@pytest.mark.parametrize("factor", [1.0, 1.3, 2.0])
+def test_the_program_finds_the_best_schedule_of_every_budget(gain, factor):
+    steps = 9
+    v, u = walk(steps), levels(steps)
+    found = Program(v @ v.T, u, gain).solve(factor=factor)
+    assert list(found) == list(range(2, steps + 1))
+    for budget, schedule in found.items():
+        limit = largest_gap(steps, budget, factor)
+        inner = itertools.combinations(range(1, steps - 1), budget - 2)
+        allowed = [s for s in ((0, *c, steps - 1) for c in inner) if max(np.diff(s)) <= limit]
+        best = min(error_of(v, u, s, gain) for s in allowed)
+        assert len(schedule.steps) == budget
+        assert schedule.predicted == pytest.approx(best, rel=1e-9, abs=1e-9)
+        assert error_of(v, u, schedule.steps, gain) == pytest.approx(best, rel=1e-9, abs=1e-9)
+
+
+def test_the_cost_of_a_given_schedule():
+    v, u = walk(12, seed=3), levels(12)
+    program = Program(v @ v.T, u, 1.0)
+    for schedule in ((0, 3, 4, 9, 11), (0, 5), (0, 1, 2, 6, 8)):
+        assert program.cost(schedule) == pytest.approx(error_of(v, u, schedule, 1.0), rel=1e-9)
+
+
+def test_a_line_is_predicted_without_error():
+    u = levels(20)
+    v = np.outer(1 - u[:-1], [1.0, -2.0]) + np.array([3.0, 1.0])
+    plan = make_plan(recorded(v, u))
+    assert all(entry.predicted < 1e-9 for entry in plan.front if entry.steps[1] == 1)
+
+
+@pytest.mark.parametrize(
+    ("gram", "sigmas", "message"),
+    [
+        (np.eye(3), levels(4), "does not fit"),
+        (np.full((4, 4), np.nan), levels(4), "NaN or infinite"),
+        (np.eye(4), levels(4)[::-1], "have to fall"),
+        (np.eye(1), levels(1), "at least 2 steps"),
+    ],
+)
+def test_recordings_that_cannot_be_planned(gram, sigmas, message):
+    with pytest.raises(ParametersInvalid, match=message):
+        Program(gram, sigmas)
+
+
+@pytest.mark.parametrize("budget", [1, 5])
+def test_budgets_that_do_not_exist(budget):
+    with pytest.raises(ParametersInvalid, match=f"budget={budget}"):
+        Program(np.eye(4), levels(4)).solve([budget])
+
+
+# ------------------------------------------------------------------------------------------------------------- execution
+
+
+def model(branch_number: int) -> Callable[..., torch.Tensor]:
+    """A smooth field that depends on where the latents are, so that errors come back."""
+    weights = torch.randn(6, 6, generator=torch.Generator().manual_seed(branch_number), dtype=torch.float64)
+
+    def forward(hidden_states: torch.Tensor, sigma: float) -> torch.Tensor:
+        forward.runs += 1
+        return torch.tanh(hidden_states @ weights * (0.4 + sigma)) + sigma**2
+
+    forward.runs = 0
+    return forward
+
+
+NOISE = torch.randn(2, 6, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+
+
+def sample(call: Callable[[str, torch.Tensor, float], torch.Tensor], u: list[float], guidance: float = 3.0) -> torch.Tensor:
+    latents = NOISE.clone()
+    for sigma, following in itertools.pairwise(u):
+        cond, uncond = call("cond", latents, sigma), call("uncond", latents, sigma)
+        latents = latents + (following - sigma) * (uncond + guidance * (cond - uncond))
+    return latents
+
+
+def repaired(u: list[float], schedule: tuple[int, ...], gain: float, guidance: float = 3.0) -> torch.Tensor:
+    """The algorithm on guided velocities, with the repair added to the latents."""
+    fields = {"cond": model(1), "uncond": model(2)}
+    latents, known, since = NOISE.clone(), [], []
+    for t, (sigma, following) in enumerate(itertools.pairwise(u)):
+        places = [place for place, _ in known]
+        if t in schedule:
+            cond, uncond = fields["cond"](latents, sigma), fields["uncond"](latents, sigma)
+            v = uncond + guidance * (cond - uncond)
+            latents = latents + (following - sigma) * v
+            if since:
+                p, i = (places[-2] if len(places) > 1 else None), places[-1]
+                stack = dict(known)
+                weight = sum((u[s + 1] - u[s]) * share(np.array(u), p, i, t, s) for s in since)
+                latents = latents + gain * weight * (v - line(stack, np.array(u), p, i, t))
+            known, since = [*known[-1:], (t, v)], []
+        else:
+            p, i = (places[-2] if len(places) > 1 else None), places[-1]
+            stack = dict(known)
+            latents = latents + (following - sigma) * line(stack, np.array(u), p, i, t)
+            since.append(t)
+    return latents
+
+
+SCHEDULE = (0, 2, 5, 6, 10, 15, 18, 19)
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.5, 1.0])
+def test_the_folded_correction_repairs_the_latents(gain):
+    u = levels(20).tolist()
+    fields = {"cond": model(1), "uncond": model(2)}
+    agent = CacheAgent(CacheConfig("plan", 1, 20, options={"compute_steps": SCHEDULE, "sigmas": u, "gain": gain}))
+
+    def call(name: str, latents: torch.Tensor, sigma: float) -> torch.Tensor:
+        with branch(name):
+            return agent.apply(fields[name], hidden_states=latents, sigma=sigma)
+
+    found = sample(call, u)
+    assert torch.allclose(found, repaired(u, SCHEDULE, gain), rtol=1e-9, atol=1e-12)
+    assert fields["cond"].runs == fields["uncond"].runs == len(SCHEDULE)
+    assert "".join("." if record.reused else "#" for record in agent.report().steps if record.branch == "cond") == "".join(
+        "#" if step in SCHEDULE else "." for step in range(20)
+    )
+
+
+def test_the_correction_helps_on_a_plan():
+    u = levels(20).tolist()
+    exact = sample(lambda name, x, sigma: model(1 if name == "cond" else 2)(x, sigma), u)
+    errors = {gain: float((repaired(u, SCHEDULE, gain) - exact).norm()) for gain in (0.0, 1.0)}
+    assert errors[1.0] < 0.5 * errors[0.0]
+
+
+def test_a_branch_that_was_left_out_in_the_gap_is_not_corrected():
+    """Guidance left the second branch out at step 3: what its estimates were off is not known for that step."""
+    u = levels(10).tolist()
+    options = {"compute_steps": (0, 1, 5, 9), "sigmas": u, "gain": 1.0}
+    agent, field = CacheAgent(CacheConfig("plan", 1, 10, options=options)), model(1)
+    with quiet():
+        for step in range(6):
+            with branch("cond", step=step):
+                agent.apply(field, hidden_states=NOISE, sigma=u[step])
+            if step == 3:
+                continue
+            with branch("uncond", step=step):
+                given = agent.apply(field, hidden_states=NOISE, sigma=u[step])
+            if step == 5:
+                assert torch.equal(given, field(NOISE, u[5]))
+
+
+def test_the_output_keeps_its_type():
+    u = levels(6).tolist()
+    agent = CacheAgent(CacheConfig("plan", 1, 6, options={"compute_steps": (0, 3, 5), "sigmas": u, "gain": 1.0}))
+    outputs = [agent.apply(lambda hidden_states: (hidden_states * 2,), hidden_states=NOISE.bfloat16() + k) for k in range(6)]
+    assert all(isinstance(out, tuple) and out[0].dtype == torch.bfloat16 for out in outputs)
+
+
+def test_the_three_verbs_say_that_they_do_not_correct():
+    options = {"compute_steps": (0, 3, 5), "sigmas": levels(6).tolist(), "gain": 1.0}
+    with pytest.warns(CacheWarning, match="nothing is corrected"):
+        FeatureCache(CacheConfig("plan", 1, 6, options=options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "Give plan"),
+        ({"compute_steps": (0, 5), "plan": "x.json"}, "Give plan"),
+        ({"compute_steps": (0, 5), "budget": 3}, "budget chooses among"),
+        ({"compute_steps": (0, 3)}, "first and the last step, 0 and 5"),
+        ({"compute_steps": (1, 5)}, "first and the last step"),
+        ({"compute_steps": (0, 7, 5)}, "compute_steps=7 is out of range"),
+        ({"compute_steps": (0, 5), "gain": 1.0}, "gain needs sigmas"),
+        ({"compute_steps": (0, 5), "sigmas": (1.0, 0.5), "gain": 1.0}, "needs 7 that fall"),
+        ({"compute_steps": (0, 5), "sigmas": (0, 1, 2, 3, 4, 5, 6)}, "needs 7 that fall"),
+        ({"compute_steps": (0, 5), "sigmas": levels(6).tolist(), "gain": 3.0}, "gain=3.0 is out of range"),
+        ({"plan": "nowhere.json"}, "cannot be read"),
+    ],
+)
+def test_wrong_options(options, message):
+    with pytest.raises(ConfigError, match=message):
+        CacheConfig("plan", 1, 6, options=options).validated()
+
+
+# ------------------------------------------------------------------------------------------------------ recording, files
+
+
+def recorded(v: np.ndarray, u: np.ndarray, exact: bool = True):
+    recorder = Recorder()
+    for row in v:
+        recorder.step(torch.tensor(row).view(1, -1), torch.ones(1, v.shape[1]))
+    return recorder.result(torch.tensor(u), exact, "" if exact else "it is another sampler")
+
+
+def test_a_recording_is_the_gram_matrix():
+    v, u = walk(7), levels(7)
+    found = recorded(v, u)
+    assert np.allclose(found.gram, v @ v.T, rtol=1e-5)
+    assert (found.energy, found.samples) == (v.shape[1], 1)
+    both = found + recorded(2 * v, u)
+    assert np.allclose(both.gram, 5 * v @ v.T, rtol=1e-5)
+    with pytest.raises(ParametersInvalid, match="different noise levels"):
+        found + recorded(walk(7), levels(7, shift=1.0))
+
+
+def test_recordings_that_are_not_whole():
+    recorder = Recorder()
+    recorder.step(torch.ones(1, 4), torch.ones(1, 4))
+    with pytest.raises(ParametersInvalid, match="1 outputs were recorded, but there are 6 steps"):
+        recorder.result(levels(6))
+    with pytest.raises(ParametersInvalid, match="changed their size"):
+        recorder.step(torch.ones(1, 5), torch.ones(1, 5))
+
+
+def test_the_scheduler_is_as_before():
+    class Scheduler:
+        def step(self, output, t, sample):
+            return SimpleNamespace(prev_sample=sample - output)
+
+    scheduler = Scheduler()
+    with recording(scheduler) as recorder:
+        scheduler.step(torch.ones(1, 3), 0, torch.zeros(1, 3))
+    assert vars(scheduler) == {}
+    assert recorder.result([1.0, 0.0]).gram.tolist() == [[3.0]]
+    with pytest.raises(ZeroDivisionError), recording(scheduler):
+        raise ZeroDivisionError
+    assert vars(scheduler) == {}
+
+
+def test_files(tmp_path):
+    plan = make_plan(recorded(walk(12), levels(12)), budget=6, provenance={"model": "a toy"})
+    path = tmp_path / "plan.json"
+    plan.save(path)
+    assert Plan.load(path) == plan
+    document = json.loads(path.read_text())
+    assert document["compute_steps"] == list(plan.chosen.steps)
+    assert document["provenance"] == {"model": "a toy", "samples": 1}
+    assert [len(entry["steps"]) for entry in document["front"]] == list(range(2, 13))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda document: document.pop("kind"), "is no plan"),
+        (lambda document: document.pop("sigmas"), "damaged: KeyError"),
+        (lambda document: document.update(budget=40), "budget=40: the plan has 2 to 12"),
+        (lambda document: document["front"][0].update(steps=[0, 5]), "must rise from 0 to the last step, 11"),
+        (lambda document: document["front"][3].update(steps=[0, 5, 4, 6, 11]), "must rise"),
+        (lambda document: document.update(sigmas=document["sigmas"][::-1]), "must fall"),
+        (lambda document: document.update(front=7), "damaged: TypeError"),
+    ],
+)
+def test_damaged_files(tmp_path, change, message):
+    path = tmp_path / "plan.json"
+    make_plan(recorded(walk(12), levels(12))).save(path)
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=message):
+        Plan.load(path)
+    path.write_text("{")
+    with pytest.raises(ConfigError, match="is no JSON"):
+        Plan.load(path)
+
+
+def test_targets():
+    steps = 30
+    plan = make_plan(recorded(walk(steps), levels(steps)))
+    assert plan.budget == 15
+    assert plan.choose(speedup=3).budget == 10
+    assert plan.choose(speedup=4).budget == 7
+    assert plan.choose(budget=9).chosen.steps == plan.at(9).steps
+    wanted = plan.at(12).predicted
+    chosen = plan.choose(max_error=wanted)
+    assert chosen.chosen.predicted <= wanted
+    assert all(entry.predicted > wanted for entry in plan.front if entry.budget < chosen.budget)
+    for target, message in (
+        ({"speedup": 40.0}, "speedup=40"),
+        ({}, "no target"),
+        ({"budget": 3, "speedup": 2.0}, "Give one"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            plan.choose(**target)
+
+
+def test_gains():
+    assert [usual_gain(30, budget) for budget in (30, 8, 7, 6, 2)] == [1.0, 1.0, 0.5, 0.0, 0.0]
+    assert {entry.gain for entry in make_plan(recorded(walk(12), levels(12), exact=False)).front} == {0.0}
+
+
+def test_other_step_counts(tmp_path):
+    plan = make_plan(recorded(walk(30), levels(30)), budget=10)
+    moved = plan.for_steps(50)
+    assert moved.steps_count == 50
+    assert moved.chosen.steps == tuple(round(step * 49 / 29) for step in moved_from(plan, moved))
+    assert np.allclose(moved.sigmas, levels(50), atol=0.02)
+    assert plan.for_steps(20).checked().chosen.steps[-1] == 19
+    path = tmp_path / "plan.json"
+    plan.save(path)
+    with pytest.warns(CacheWarning, match=r"made for 30 steps, but steps_count=50.*estimate"):
+        CacheAgent(CacheConfig("plan", 1, 50, options={"plan": str(path)}))
+    with pytest.raises(ConfigError, match="strict is set"):
+        CacheConfig("plan", 1, 50, options={"plan": str(path), "strict": True}).validated()
+
+
+def moved_from(plan: Plan, moved: Plan) -> tuple[int, ...]:
+    """The entry of `plan` that became the chosen one of `moved`."""
+    scaled = {tuple(round(step * 49 / 29) for step in entry.steps): entry.steps for entry in plan.front}
+    return scaled[moved.chosen.steps]
+
+
+def test_a_plan_through_a_configuration_file(tmp_path):
+    plan = make_plan(recorded(walk(20), levels(20)), budget=8)
+    plan.save(tmp_path / "plan.json")
+    config = CacheConfig("plan", 1, 20, options={"plan": str(tmp_path / "plan.json"), "budget": 6})
+    config.to_yaml(tmp_path / "cache.yaml")
+    read = CacheConfig.from_yaml(tmp_path / "cache.yaml")
+    full, notes = read.options.resolved(read)
+    assert (full.compute_steps, full.sigmas, notes) == (plan.at(6).steps, plan.sigmas, ())
+    assert isinstance(plan.at(6), Entry)
