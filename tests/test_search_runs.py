@@ -15,7 +15,7 @@ import torch
 from toy import quiet
 
 from mindie_cache import CacheConfig, ConfigError, enable_cache
-from mindie_cache.calibration.search.evaluator import Evaluator, key_of, resumes_at
+from mindie_cache.calibration.search.evaluator import Evaluator, _rungs, key_of, resumes_at
 from mindie_cache.calibration.search.findings import COSTS
 from mindie_cache.calibration.search.made import Made
 from mindie_cache.calibration.search.profile import Profile
@@ -103,6 +103,19 @@ def test_halving_runs_poor_settings_on_one_prompt_only(search):
     search("dit_block_cache", *SMALL)
     prompts = [entry["prompt"] for entry in lines(search.out)]
     assert prompts.count(0) > prompts.count(1) == prompts.count(2) > 0
+
+
+def test_halving_goes_to_all_prompts_in_few_stages():
+    assert [_rungs(count) for count in (1, 2, 3, 4, 5, 10, 20, 30)] == [
+        [1],
+        [1, 2],
+        [1, 3],
+        [1, 4],
+        [1, 3, 5],
+        [1, 3, 10],
+        [1, 3, 9, 20],
+        [1, 3, 9, 30],
+    ]
 
 
 def test_the_published_search(search):

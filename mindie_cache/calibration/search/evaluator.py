@@ -26,7 +26,7 @@ from mindie_cache.calibration.search.targets import Target
 from mindie_cache.errors import ConfigError
 
 _POLL = 0.1  # seconds between looks at what other ranks do
-KEPT_SHARE, LEAST_KEPT = 3, 6  # of successive halving: a third goes on, and never fewer than six
+GROWTH, LEAST_KEPT = 3, 6  # of successive halving: a third goes on to three times as many prompts, and at least six do
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Evaluator:
             if rung + 1 < len(counts):
                 outcomes = [self.outcome(config.value, count) for config in left]
                 points = [(round(one.share, 9), one.scores[self.scores[0].name]) for one in outcomes]
-                left = [left[i] for i in keep_best(points, max(LEAST_KEPT, math.ceil(len(left) / KEPT_SHARE)))]
+                left = [left[i] for i in keep_best(points, max(LEAST_KEPT, math.ceil(len(left) / GROWTH)))]
         return [self.outcome(config.value, len(self.prompts)) for config in left]
 
     def outcome(self, config: CacheConfig, count: int | None = None) -> Outcome:
@@ -244,9 +244,11 @@ def resumes_at(config: CacheConfig) -> int:
 
 
 def _rungs(prompts: int) -> list[int]:
+    """Numbers of prompts of successive halving: three times as many each, and all as soon as that is nearly as many."""
     found = [1]
     while found[-1] < prompts:
-        found.append(min(prompts, 3 * found[-1]))
+        more = GROWTH * found[-1]
+        found.append(more if 1.5 * more < prompts else prompts)
     return found
 
 
