@@ -15,6 +15,7 @@ from mindie_cache.methods.broadcast import PabOptions
 from mindie_cache.methods.calibrator import CalibratorOptions
 from mindie_cache.methods.fastercache import CfgCacheOptions, FasterCacheOptions
 from mindie_cache.methods.mindie import AdastepOptions, ReuseOptions
+from mindie_cache.methods.planned import PlanOptions
 from mindie_cache.methods.probes import DualBlockOptions, DynamicBlockOptions, FirstBlockOptions
 from mindie_cache.methods.seacache import SeaCacheOptions
 from mindie_cache.methods.signals import AdaCacheOptions, CustomOptions, EasyCacheOptions, TeaCacheOptions
@@ -46,6 +47,7 @@ __all__ = [
     "ModelExecError",
     "PabOptions",
     "ParametersInvalid",
+    "PlanOptions",
     "Report",
     "ReuseOptions",
     "SeaCacheOptions",

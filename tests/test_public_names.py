@@ -36,6 +36,7 @@ def test_public_names():
         "ModelExecError",
         "PabOptions",
         "ParametersInvalid",
+        "PlanOptions",
         "Report",
         "ReuseOptions",
         "SeaCacheOptions",

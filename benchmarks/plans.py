@@ -1,0 +1,138 @@
+"""Plans beside uniform schedules at the same number of computed forwards, prompt by prompt, on the trained testbed.
+
+    python benchmarks/plans.py                                  # 32 unseen prompts, budgets 15, 10, 8 and 6 of 30 steps
+    python benchmarks/plans.py --steps 50 --budgets 25 16 12 10 --prompts 16
+
+Recorded are four generations of prompts that are not evaluated. Compared are, for each number of computed steps: the plan
+with its usual gain, the same without correction, and two uniform schedules with a line through two snapshots: of the blocks'
+residuals (TaylorSeer of order 1, lite) and of the model's output. PSNR of the final latents beside the uncached ones;
+"paired" is the difference to the uniform TaylorSeer, prompt by prompt. Results also go to out/bench/plans.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from mindie_cache import CacheConfig
+from mindie_cache.calibration.planning import Plan, Program, Recorder, make_plan
+from mindie_cache.calibration.testbed import DEFAULT_PROMPTS
+from mindie_cache.demo.attach import attached
+from mindie_cache.testbed import TestbedTransformer, all_prompts, generate, load_testbed
+from mindie_cache.testbed.sampler import initial_noise, sigmas
+
+OUT = Path("out/bench/plans.json")
+BATCH, RECORDED, RECORDED_SEED, SEED = 8, 4, 9000, 100
+PEAK = 2.0  # latents are in [-1, 1]
+
+
+def recorded_plan(model: TestbedTransformer, steps: int) -> tuple[Plan, Any]:
+    """A plan from generations of prompts that nothing is evaluated on, and their recording."""
+    prompts, config, levels = DEFAULT_PROMPTS[:RECORDED], model.config, sigmas(steps)
+    seeds = range(RECORDED_SEED, RECORDED_SEED + len(prompts))
+    recorder = Recorder()
+    before = initial_noise(seeds, (config.channels, config.frames, config.height, config.width))
+
+    def step(index: int, latents: torch.Tensor) -> None:
+        nonlocal before
+        recorder.step((latents - before) / (levels[index + 1] - levels[index]), latents)
+        before = latents.clone()
+
+    generate(model, prompts, seeds=seeds, steps=steps, callback=step)
+    recording = recorder.result(levels)
+    return make_plan(recording), recording
+
+
+class Bench:
+    """Uncached latents of the evaluated prompts, and how far others are from them."""
+
+    def __init__(self, model: TestbedTransformer, steps: int, prompts: list[str]):
+        self.model, self.steps, self.prompts = model, steps, prompts
+        self.exact = self.latents(None)
+
+    def latents(self, config: CacheConfig | None) -> torch.Tensor:
+        parts = []
+        for first in range(0, len(self.prompts), BATCH):
+            some = self.prompts[first : first + BATCH]
+            seeds = range(SEED + first, SEED + first + len(some))
+            with attached(self.model, [] if config is None else [config]) as places:
+                made = generate(self.model, some, seeds=seeds, steps=self.steps, forward_cache=places.forward_cache)
+            parts.append(made.latents)
+        return torch.cat(parts)
+
+    def psnr(self, config: CacheConfig) -> np.ndarray:
+        """dB, one number a prompt."""
+        error = (self.latents(config) - self.exact).square().flatten(1).mean(1)
+        return (10 * torch.log10(PEAK**2 / error)).numpy()
+
+
+def uniform(steps: int, budget: int) -> tuple[int, ...]:
+    return tuple(sorted({round(place) for place in np.linspace(0, steps - 1, budget)}))
+
+
+def settings(steps: int, blocks: int, budget: int, plan: Plan, recording: Any) -> dict[str, CacheConfig]:
+    entry, levels = plan.at(budget), plan.sigmas
+    bare = Program(recording.gram, recording.sigmas, 0.0).solve([budget])[budget].steps
+    even = uniform(steps, budget)
+
+    def planned(schedule: tuple[int, ...], gain: float) -> CacheConfig:
+        return CacheConfig("plan", 1, steps, options={"compute_steps": schedule, "sigmas": levels, "gain": gain})
+
+    return {
+        "uniform, TaylorSeer": CacheConfig("dit_block_cache", blocks, steps, options={"order": 1, "compute_steps": even}),
+        "uniform, line": planned(even, 0.0),
+        "plan without correction": planned(bare, 0.0),
+        f"plan, gain {entry.gain:g}": planned(entry.steps, entry.gain),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=30, metavar="N")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[15, 10, 8, 6], metavar="B")
+    parser.add_argument("--prompts", type=int, default=32, metavar="N")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="FILE")
+    options = parser.parse_args()
+    model = load_testbed("cpu")
+    plan, recording = recorded_plan(model, options.steps)
+    unseen = [prompt for prompt in all_prompts() if prompt not in DEFAULT_PROMPTS]
+    bench = Bench(model, options.steps, unseen[:: max(1, len(unseen) // options.prompts)][: options.prompts])
+    elements = bench.exact[0].numel()
+    rows = []
+    for budget in tqdm(options.budgets, desc="budgets"):
+        baseline = None
+        for name, config in settings(options.steps, model.config.blocks, budget, plan, recording).items():
+            found = bench.psnr(config)
+            baseline = found if baseline is None else baseline
+            paired = found - baseline
+            rows.append(
+                {
+                    "computed": budget,
+                    "setting": name,
+                    "psnr": round(float(found.mean()), 1),
+                    "deviation": round(float(found.std()), 1),
+                    "worst": round(float(found.min()), 1),
+                    "paired": round(float(paired.mean()), 1),
+                    "paired, worst": round(float(paired.min()), 1),
+                    "wins": f"{int((paired > 0).sum())}/{len(found)}",
+                }
+            )
+        relative = plan.at(budget).predicted * recording.energy / recording.samples
+        rows[-1]["predicted"] = round(10 * math.log10(PEAK**2 * elements / relative), 1)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps({"steps": options.steps, "rows": rows}, indent=1))
+    names = [*rows[-1]]
+    print(f"| {' | '.join(names)} |\n|{' --- |' * len(names)}")
+    for row in rows:
+        print(f"| {' | '.join(str(row.get(name, '')) for name in names)} |")
+
+
+if __name__ == "__main__":
+    main()
