@@ -19,6 +19,7 @@ from mindie_cache.calibration.search.evaluator import Evaluator, _rungs, key_of,
 from mindie_cache.calibration.search.findings import COSTS
 from mindie_cache.calibration.search.made import Made
 from mindie_cache.calibration.search.profile import Profile
+from mindie_cache.calibration.search.ranks import place
 from mindie_cache.calibration.search.scores import find, measured
 from mindie_cache.calibration.search.store import Store
 from mindie_cache.calibration.search.targets import TestbedTarget, UserTarget
@@ -516,3 +517,14 @@ def test_two_processes_may_share_a_folder_without_torchrun(evaluator):
     assert len(list(one.store.path.glob("evaluations-*.jsonl"))) == 2
     assert len(lines(one.store.path)) == 2 * len(PROMPTS)
     assert one.run([other], "x") == two.run([other], "x")
+
+
+def test_ranks_need_devices_of_their_own(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert place("cpu") == (1, 2, CPU)
+    with pytest.raises(ConfigError, match="2 ranks cannot share one device. Use --device cuda"):
+        place("cuda:1")
+    monkeypatch.setenv("RANK", "one")
+    with pytest.raises(ConfigError, match="RANK='one' in the environment is no number"):
+        place("cpu")
