@@ -523,7 +523,7 @@ def test_ranks_need_devices_of_their_own(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert place("cpu") == (1, 2, CPU)
-    with pytest.raises(ConfigError, match="2 ranks cannot share one device. Use --device cuda"):
+    with pytest.raises(ConfigError, match=r"2 ranks cannot share one device\. Use --device cuda"):
         place("cuda:1")
     monkeypatch.setenv("RANK", "one")
     with pytest.raises(ConfigError, match="RANK='one' in the environment is no number"):
