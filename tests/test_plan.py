@@ -13,7 +13,7 @@ import torch
 from toy import quiet
 
 from mindie_cache import CacheAgent, CacheConfig, CacheWarning, ConfigError, ParametersInvalid, branch
-from mindie_cache.calibration.planning import Entry, Plan, Program, Recorder, make_plan, recording, usual_gain
+from mindie_cache.calibration.planning import Entry, Plan, Program, Recorder, make_plan, recording, usual_growth
 from mindie_cache.calibration.planning.program import largest_gap
 from mindie_cache.feature_cache import FeatureCache
 
@@ -46,7 +46,7 @@ def error_of(v: np.ndarray, u: np.ndarray, schedule: tuple[int, ...], gain: floa
         j = schedule[place + 1] if place + 1 < len(schedule) else steps
         gap = range(i + 1, j)
         error = sum((lengths[t] * (line(v, u, p, i, t) - v[t]) for t in gap), np.zeros(v.shape[1]))
-        if j < steps and gap:
+        if j < steps - 1 and gap:  # the last step corrects nothing
             error = error + gain * sum(lengths[t] * share(u, p, i, j, t) for t in gap) * (v[j] - line(v, u, p, i, j))
         total += float(error @ error)
     return total
@@ -74,6 +74,17 @@ def test_the_cost_of_a_given_schedule():
     program = Program(v @ v.T, u, 1.0)
     for schedule in ((0, 3, 4, 9, 11), (0, 5), (0, 1, 2, 6, 8)):
         assert program.cost(schedule) == pytest.approx(error_of(v, u, schedule, 1.0), rel=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1.0, 20.0])
+def test_early_errors_count_more(scale):
+    """exp(growth (s - 0.5)) with the share of noise s at the end of the gap; sigmas above 1 are noise over signal."""
+    v, u = walk(12, seed=3), levels(12) * scale
+    share = u if scale == 1 else u / (1 + u)
+    plain, grown = Program(v @ v.T, u, 1.0), Program(v @ v.T, u, 1.0, growth=3.0)
+    for gap in ((2, 5), (6, 8)):
+        schedule = tuple(step for step in range(12) if not gap[0] < step < gap[1])
+        assert grown.cost(schedule) == pytest.approx(plain.cost(schedule) * np.exp(3 * (share[gap[1]] - 0.5)), rel=1e-9)
 
 
 def test_a_line_is_predicted_without_error():
@@ -139,7 +150,7 @@ def repaired(u: list[float], schedule: tuple[int, ...], gain: float, guidance: f
             cond, uncond = fields["cond"](latents, sigma), fields["uncond"](latents, sigma)
             v = uncond + guidance * (cond - uncond)
             latents = latents + (following - sigma) * v
-            if since:
+            if since and t < len(u) - 2:
                 p, i = (places[-2] if len(places) > 1 else None), places[-1]
                 stack = dict(known)
                 weight = sum((u[s + 1] - u[s]) * share(np.array(u), p, i, t, s) for s in since)
@@ -333,8 +344,9 @@ def test_targets():
             plan.choose(**target)
 
 
-def test_gains():
-    assert [usual_gain(30, budget) for budget in (30, 8, 7, 6, 2)] == [1.0, 1.0, 0.5, 0.0, 0.0]
+def test_growth_and_gain():
+    assert [usual_growth(30, budget) for budget in (30, 15, 14, 2)] == [1.5, 1.5, 5.0, 5.0]
+    assert {entry.gain for entry in make_plan(recorded(walk(12), levels(12))).front} == {1.0}
     assert {entry.gain for entry in make_plan(recorded(walk(12), levels(12), exact=False)).front} == {0.0}
 
 

@@ -89,7 +89,7 @@ def by_hand(scheduler, gain):
         computes = index in SCHEDULE
         out = network(scaled(scheduler, x, t), float(t)) if computes else line(index)
         x = scheduler.step(out, t, x).prev_sample
-        if computes and since:
+        if computes and since and index < STEPS - 1:
             weight = gain * sum((u[s + 1] - u[s]) * share(u, p, i, index, s) for s in since)
             x = x + weight * (out - line(index)) * unit(scheduler, index)
         known.update({index: out} if computes else {})

@@ -37,6 +37,8 @@ class Retroactive:
     ``v_j + factor * d`` with ``factor = gain * sum(D_t q_t) / D_j``. What is kept is v_j itself.
 
     It is exact for Euler steps of flow matching, and for guidance, which is linear: each branch corrects its own part.
+    The last step corrects nothing: it goes to the clean sample that the network sees in whatever latents it is given, so
+    that an error is gone already, and would be taken away twice.
     """
 
     sigmas: tuple[float, ...]
@@ -45,7 +47,7 @@ class Retroactive:
     def factor(self, points: Sequence[int], at: int) -> float:
         """Of d at the computed step `at`, after the snapshots at the steps `points`; 0 if nothing was skipped."""
         u, here = self.sigmas, points[-1]
-        if at - here < 2:
+        if at - here < 2 or at == len(u) - 2:
             return 0.0
         total = 0.0
         for t in range(here + 1, at):

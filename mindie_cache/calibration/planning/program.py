@@ -40,15 +40,18 @@ class Program:
     Args:
         gram: ``(steps, steps)`` inner products of the guided velocities, summed over prompts.
         sigmas: ``(steps + 1,)`` noise levels of the sampler, falling, the last one included.
-        gain: of the correction at a computed step after a gap; 0: none.
+        gain: of the correction at a computed step after a gap; 0: none. The last step corrects nothing.
+        growth: an error that is made while the share of noise is s counts exp(growth * (s - 0.5)) fold, because the steps
+            that follow make it larger or smaller.
     """
 
-    def __init__(self, gram: Array, sigmas: Array, gain: float = 1.0):
+    def __init__(self, gram: Array, sigmas: Array, gain: float = 1.0, growth: float = 0.0):
         self.gram, self.sigmas = np.asarray(gram, float), np.asarray(sigmas, float)
         self.gain = gain
         self.steps_count = len(self.sigmas) - 1
         _check(self.gram, self.sigmas)
-        self._sums = _Sums(self.gram, self.sigmas)
+        share = self.sigmas if self.sigmas[0] <= 1 else self.sigmas / (1 + self.sigmas)
+        self._sums = _Sums(self.gram, self.sigmas, np.exp(growth * (share - 0.5)))
 
     def solve(self, budgets: list[int] | None = None, factor: float = GAP_FACTOR) -> dict[int, Schedule]:
         """The best schedule for each number of computed steps, by default for all of them from 2 on.
@@ -126,8 +129,8 @@ def _trace(choices: list[Array], last: int, gap: int) -> tuple[int, ...]:
 class _Sums:
     """Prefix sums over the steps t of D_t, D_t u_t, D_t u_t^2, of D_t K[:, t], and of D_s D_t K[s, t]; u is sigma."""
 
-    def __init__(self, gram: Array, sigmas: Array):
-        self.gram, self.u = gram, sigmas
+    def __init__(self, gram: Array, sigmas: Array, weights: Array):
+        self.gram, self.u, self.weights = gram, sigmas, weights
         steps = np.diff(sigmas)
         at = sigmas[:-1]
         self.powers = [np.concatenate(([0.0], np.cumsum(steps * at**power))) for power in range(3)]
@@ -136,8 +139,8 @@ class _Sums:
         self.both = np.pad(both, ((1, 0), (1, 0)))
 
     def costs(self, p: Array, i: Array, j: Array, gain: float) -> Array:
-        """``||G||^2`` for arrays of gaps; p = -1: no computed step before i; j = number of steps: nothing is computed
-        after the gap. The error is G = a v_i + b v_p + c v_j - sum of D_t v_t over the gap."""
+        """``||G||^2``, weighted, for arrays of gaps; p = -1: no computed step before i; j = number of steps: nothing is
+        computed after the gap. The error is G = a v_i + b v_p + c v_j - sum of D_t v_t over the gap."""
         u, last = self.u, len(self.gram)
         q = np.where(p < 0, i, p)  # any valid index where there is no p
         s0, s1, s2 = (sums[j] - sums[i + 1] for sums in self.powers)
@@ -145,7 +148,7 @@ class _Sums:
         rise = (s1 - u[i] * s0) * slope  # sum of D_t (u_t - u_i) / (u_i - u_p)
         a, b = s0 + rise, -rise
         end = np.minimum(j, last - 1)
-        corrects = (j < last) & (j > i + 1)
+        corrects = (j < last - 1) & (j > i + 1)
         reach = np.where(corrects, u[end] - u[i], 1.0)
         one = (s1 - u[i] * s0) / reach
         two = (s2 - (u[i] + u[q]) * s1 + u[i] * u[q] * s0) / (reach * np.where(corrects & (p >= 0), u[end] - u[q], 1.0))
@@ -158,7 +161,7 @@ class _Sums:
         total += 2 * (a * b * k[i, q] + a * c * k[i, end] + b * c * k[q, end])
         for factor, index in ((a, i), (b, q), (c, end)):
             total -= 2 * factor * (self.weighted[index, j] - self.weighted[index, i + 1])
-        return np.where(j > i + 1, np.maximum(total, 0.0), 0.0)
+        return np.where(j > i + 1, np.maximum(total, 0.0) * self.weights[j], 0.0)
 
 
 def _check(gram: Array, sigmas: Array) -> None:

@@ -1,0 +1,23 @@
+"""Plans: which steps to compute, found from one or two recorded generations."""
+
+from mindie_cache.calibration.planning.plan import Entry, Plan
+from mindie_cache.calibration.planning.planner import make_plan, plan, usual_growth
+from mindie_cache.calibration.planning.program import Program, Schedule
+from mindie_cache.calibration.planning.recording import Recorder, Recording, record, recording
+from mindie_cache.calibration.planning.samplers import Sampler, sampler_of
+
+__all__ = [
+    "Entry",
+    "Plan",
+    "Program",
+    "Recorder",
+    "Recording",
+    "Sampler",
+    "Schedule",
+    "make_plan",
+    "plan",
+    "record",
+    "recording",
+    "sampler_of",
+    "usual_growth",
+]

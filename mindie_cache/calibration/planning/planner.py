@@ -1,0 +1,89 @@
+"""plan: from recordings to a plan with an entry for every budget."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from mindie_cache.calibration.facts import default_of, guidance_name, quiet, sigma_shift
+from mindie_cache.calibration.planning.plan import Entry, Plan
+from mindie_cache.calibration.planning.program import GAP_FACTOR, Program
+from mindie_cache.calibration.planning.recording import Recording, record
+from mindie_cache.doctor import NOT_INSTALLED, versions
+
+GROWTH = 5.0, 1.5  # of the square of an error, below a half of the steps and from there on: see docs/planning.md
+
+
+def usual_growth(steps: int, budget: int) -> float:
+    """How much more early errors count. With small gaps less than was measured: there it moved steps to no use."""
+    few, many = GROWTH
+    return few if 2 * budget < steps else many
+
+
+def make_plan(
+    recording: Recording,
+    *,
+    budget: int | None = None,
+    factor: float = GAP_FACTOR,
+    provenance: Mapping[str, Any] | None = None,
+) -> Plan:
+    """The plan of a recording: the exact optimum for every number of computed steps.
+
+    Args:
+        budget: the chosen one, half of the steps by default; `Plan.choose` chooses another one.
+        factor: largest gap between computed steps, in mean gaps.
+        provenance: what the plan should say of its origin.
+    """
+    steps = len(recording.sigmas) - 1
+    gain = 1.0 if recording.exact else 0.0
+    expected = Program(recording.gram, recording.sigmas, gain, GROWTH[0])
+    entries: dict[int, Entry] = {}
+    for growth in GROWTH:
+        budgets = [each for each in range(2, steps + 1) if usual_growth(steps, each) == growth]
+        for each, schedule in Program(recording.gram, recording.sigmas, gain, growth).solve(budgets, factor).items():
+            entries[each] = Entry(schedule.steps, gain, expected.cost(schedule.steps) / recording.energy)
+    noted = {**(provenance or {}), "samples": recording.samples}
+    if not recording.exact:
+        noted["no correction"] = recording.why
+    front = tuple(entries[each] for each in sorted(entries))
+    chosen = budget if budget is not None else max(2, steps // 2)
+    return Plan(tuple(recording.sigmas.tolist()), front, chosen, noted).checked()
+
+
+def plan(pipe: Any, prompts: Sequence[str], *, seeds: Sequence[int] = (0,), budget: int | None = None, **call: Any) -> Plan:
+    """Record one generation a prompt and seed with a pipeline of diffusers, and plan. Two prompts are enough.
+
+    Args:
+        prompts: what the model is used for.
+        call: further arguments of the pipeline; num_inference_steps as in production.
+
+    The pipeline must have no cache enabled.
+    """
+    total: Recording | None = None
+    with quiet(pipe):
+        for prompt, seed in itertools.product(prompts, seeds):
+            one = record(
+                pipe, prompt=prompt, generator=torch.Generator().manual_seed(seed), **{"output_type": "latent", **call}
+            )
+            total = one if total is None else total + one
+    assert total is not None
+    return make_plan(total, budget=budget, provenance=_provenance(pipe, prompts, seeds, call))
+
+
+def _provenance(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], call: Mapping[str, Any]) -> dict[str, Any]:
+    guidance = call.get(guidance_name(pipe), default_of(pipe, guidance_name(pipe)))
+    sizes = [call.get(name) or default_of(pipe, name) for name in ("width", "height", "num_frames")]
+    return {
+        "pipeline": type(pipe).__name__,
+        "model": type(getattr(pipe, "transformer", None)).__name__,
+        "scheduler": type(pipe.scheduler).__name__,
+        "sigma_shift": sigma_shift(pipe),
+        "guidance_scale": guidance if isinstance(guidance, int | float) else None,
+        "resolution": "x".join(str(size) for size in sizes if size) or None,
+        "prompts": list(prompts),
+        "seeds": list(seeds),
+        "versions": {name: version for name, version in versions().items() if version != NOT_INSTALLED},
+    }
