@@ -45,7 +45,7 @@ class Engine:
                 last = span.stop - 1
                 spans[span] = Lane(span.start, last, self.recipe.new_history(), self._streams.of(last))
             lanes.append(None if span is None else spans[span])
-        return Track(branch, self.recipe.policy.of(branch), lanes, self.steps_count, common)
+        return Track(branch, self.recipe.policy.of(branch), lanes, self.steps_count, common, self.recipe.site.anchored)
 
     # ------------------------------------------------------------------------------------------------ decisions
 
@@ -186,7 +186,8 @@ class Engine:
         if shape != lane.shape:  # this call alone has changed
             history.clear()
             lane.shape = shape
-        if track.reuse and len(history.steps) >= self._warmup and history.steps[-1] >= track.since:
+        steps = history.steps
+        if track.reuse and len(steps) >= self._warmup and steps[-1] >= track.since:
             track.reused += 1
             if residual:
                 return lane.rebuild(self.predict(track, lane, (model_input(args, kwargs), *[None] * (lane.width - 1))))
@@ -264,13 +265,10 @@ class Engine:
     def record(self, track: Track, lane: Lane, outputs: Features) -> None:
         """End of a computed span: keep output - reference, stream by stream."""
         references, lane.reference = lane.reference[: len(outputs)], ()
-        features = tuple([self._residual(out, ref) for out, ref in zip(outputs, references, strict=True)])
-        differs = [
-            isinstance(out, torch.Tensor) and out.dtype != ref.dtype for out, ref in zip(outputs, references, strict=True)
-        ]
-        lane.casts = (
-            tuple([out.dtype if d else None for out, d in zip(outputs, differs, strict=True)]) if any(differs) else ()
-        )
+        pairs = list(zip(outputs, references, strict=True))
+        features = tuple([self._residual(out, ref) for out, ref in pairs])
+        casts = [out.dtype if isinstance(out, torch.Tensor) and out.dtype != ref.dtype else None for out, ref in pairs]
+        lane.casts = tuple(casts) if any(casts) else ()
         if self.recipe.meter is not None and lane is max(track.distinct_lanes, key=lambda one: one.last - one.start):
             main = features[min(lane.streams.main, len(features) - 1)]
             self.recipe.meter.add(track.common.measured, track.branch, track.step, main, self.ranks)
@@ -279,12 +277,13 @@ class Engine:
     def _residual(self, output: Any, reference: Any) -> Any:
         if output is None:  # a stream that ends in this region: nobody needs it afterwards
             return None
-        if isinstance(output, torch.Tensor) != isinstance(reference, torch.Tensor):
+        is_tensor = isinstance(output, torch.Tensor)
+        if is_tensor != isinstance(reference, torch.Tensor):
             raise ModelExecError(
                 f"A stream enters the cached region as {type(reference).__name__} and leaves as {type(output).__name__}. "
                 "A cached block returns its streams as they came, e.g. (hidden_states, encoder_hidden_states)."
             )
-        if not isinstance(output, torch.Tensor):
+        if not is_tensor:
             return output - reference
         if output.shape != reference.shape:
             raise ModelExecError(

@@ -138,17 +138,26 @@ class Track:
     __slots__ = (
         *("__weakref__", "began", "blind", "common", "cut", "failed", "functions", "index", "key", "level", "opened"),
         *("alias", "layout", "missed", "released", "step", "steps_count", "watch"),
-        *("branch", "distinct_lanes", "inside", "lanes", "policy", "reused"),
+        *("branch", "distinct_lanes", "inside", "lanes", "policy", "ranges", "reused"),
         *("anchor", "decided", "give_away", "keep", "reason", "reuse", "since", "state", "weights", "weights_for"),
     )
 
-    def __init__(self, branch: str, policy: Policy, lanes: list[Lane | None], steps_count: int, common: Common):
+    def __init__(
+        self,
+        branch: str,
+        policy: Policy,
+        lanes: list[Lane | None],
+        steps_count: int,
+        common: Common,
+        is_anchored: bool = True,
+    ):
         self.branch = branch
         self.policy = policy
         self.common = common
         common.tracks.add(self)
         self.lanes = lanes
         self.distinct_lanes = tuple(dict.fromkeys([lane for lane in lanes if lane is not None]))
+        self.ranges = self.distinct_lanes if is_anchored else ()  # with something in flight while they are passed
         self.steps_count = steps_count
         self.step = -1
         self.index = len(lanes)  # of the next call; past the last one between passes
@@ -210,7 +219,7 @@ class Track:
         self.weights_for: tuple[int, ...] | None = None  # snapshot steps that `weights` belong to
 
     def new_pass(self) -> None:
-        for lane in self.distinct_lanes:
+        for lane in self.ranges:
             lane.new_pass()
 
     @property

@@ -22,7 +22,10 @@ class Placement(Protocol):
     def fetch(self, kept: Any) -> torch.Tensor:
         """The tensor, for reading."""
 
-    def combine(self, kept: Sequence[Any], weights: Sequence[float], reference: torch.Tensor | None) -> torch.Tensor:
+    def copy(self, kept: Any) -> torch.Tensor:
+        """The tensor, as a new one."""
+
+    def combine(self, kept: Sequence[Any], weights: Sequence[float], reference: torch.Tensor | None, /) -> torch.Tensor:
         """``reference + sum(weight * kept)``, see mindie_cache.ops.combine."""
 
     def nbytes(self, kept: Any) -> int: ...
@@ -34,16 +37,12 @@ class OnDevice:
     def keep(self, feature: torch.Tensor) -> torch.Tensor:
         return feature
 
-    def residual(self, output: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        return residual_delta(output, reference)
-
     def fetch(self, kept: torch.Tensor) -> torch.Tensor:
         return kept
 
-    def combine(
-        self, kept: Sequence[torch.Tensor], weights: Sequence[float], reference: torch.Tensor | None
-    ) -> torch.Tensor:
-        return combine(kept, weights, reference)
+    residual = staticmethod(residual_delta)
+    copy = staticmethod(torch.Tensor.clone)
+    combine = staticmethod(combine)
 
     def nbytes(self, kept: torch.Tensor) -> int:
         return kept.numel() * kept.element_size()
@@ -77,6 +76,9 @@ class Int8Rows:
 
     def fetch(self, kept: torch.Tensor | Codes) -> torch.Tensor:
         return dequantize_rows(*kept) if isinstance(kept, Codes) else kept
+
+    def copy(self, kept: torch.Tensor | Codes) -> torch.Tensor:
+        return dequantize_rows(*kept) if isinstance(kept, Codes) else kept.clone()
 
     def combine(
         self, kept: Sequence[torch.Tensor | Codes], weights: Sequence[float], reference: torch.Tensor | None
