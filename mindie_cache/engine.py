@@ -194,14 +194,15 @@ class Engine:
             # Before a step that is computed for certain nobody needs the snapshot again, so no copy is needed either.
             return lane.rebuild(history.take() if track.give_away else self.predict(track, lane, None))
         entered = own(model_input(args, kwargs)) if residual and track.keep else None
-        result = self.execute(track, index, function, args, kwargs)
-        if track.keep:
-            outputs, lane.rebuild = self._streams.split(result, ())
-            lane.width = len(outputs)
-            if entered is None:
-                history.push(track.step, tuple([own(out) for out in outputs]))
-            else:
-                history.push(track.step, (self._residual(outputs[0], entered), *[own(out) for out in outputs[1:]]))
+        result = self.execute(track, index, function, args, kwargs) if index == self._probed else function(*args, **kwargs)
+        if not track.keep:
+            return result
+        outputs, lane.rebuild = self._streams.split(result, ())
+        lane.width = len(outputs)
+        if entered is None:
+            history.push(track.step, outputs, shared=True)
+        else:
+            history.push(track.step, (self._residual(outputs[0], entered), *[own(out) for out in outputs[1:]]))
         return result
 
     def block_range(

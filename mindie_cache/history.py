@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mindie_cache.placement import Codes, Placement
+from mindie_cache.placement import Codes, Placement, copied
 
 Features = tuple[Any, ...]  # one entry per stream: a tensor, or any object that a model passes along
 
@@ -18,9 +18,7 @@ _HELD = (1.0,)  # for whole numbers and flags, which have no values between
 
 def own(value: Any) -> Any:
     """A copy of a tensor that shares nothing with it, not even a graph; any other object as it is."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    return value.detach().clone() if value.requires_grad else value.clone()
+    return copied(value) if isinstance(value, torch.Tensor) else value
 
 
 class Plain(NamedTuple):
@@ -30,7 +28,7 @@ class Plain(NamedTuple):
 
 
 class History:
-    """At most `depth` snapshots, oldest first. The caller gives up what it pushes; nothing kept is ever handed out."""
+    """At most `depth` snapshots, oldest first. Nothing kept is ever handed out."""
 
     __slots__ = ("_kept", "_size", "depth", "nbytes", "placement", "steps")
 
@@ -44,9 +42,12 @@ class History:
         self._kept: list[tuple[Any, ...]] = []  # a snapshot: one Plain or placed tensor per stream
         self._size = self.nbytes = 0  # bytes of one snapshot, of all
 
-    def push(self, step: int, features: Features) -> None:
-        """Keep `features` of `step`; the same step again replaces its snapshot, a full ring drops its oldest."""
-        keep, steps = self.placement.keep, self.steps
+    def push(self, step: int, features: Features, shared: bool = False) -> None:
+        """Keep `features` of `step`; the same step again replaces its snapshot, a full ring drops its oldest.
+
+        The caller gives them up, unless they are `shared`: copies are kept then.
+        """
+        keep, steps = self.placement.keep_copy if shared else self.placement.keep, self.steps
         snapshot = tuple([keep(f) if isinstance(f, _PLACED) else Plain(f) for f in features])
         if steps:
             if self.depth > 1 and [type(new) for new in snapshot] != [type(old) for old in self._kept[-1]]:

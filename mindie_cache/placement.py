@@ -16,6 +16,9 @@ class Placement(Protocol):
     def keep(self, feature: Any) -> Any:
         """What is stored of a tensor that nobody else holds, or of what `residual` returned."""
 
+    def keep_copy(self, feature: Any, /) -> Any:
+        """What is stored of a tensor that belongs to somebody else."""
+
     def residual(self, output: torch.Tensor, reference: torch.Tensor) -> Any:
         """``output - reference``, for `keep`."""
 
@@ -31,6 +34,11 @@ class Placement(Protocol):
     def nbytes(self, kept: Any) -> int: ...
 
 
+def copied(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that shares nothing with this one, not even a graph."""
+    return tensor.detach().clone() if tensor.requires_grad else tensor.clone()
+
+
 class OnDevice:
     """As the model made them, where it made them."""
 
@@ -40,6 +48,7 @@ class OnDevice:
     def fetch(self, kept: torch.Tensor) -> torch.Tensor:
         return kept
 
+    keep_copy = staticmethod(copied)
     residual = staticmethod(residual_delta)
     copy = staticmethod(torch.Tensor.clone)
     combine = staticmethod(combine)
@@ -67,6 +76,11 @@ class Int8Rows:
             return feature
         codes, scales = quantize_rows(feature)
         return Codes(codes, scales, feature.dtype)
+
+    def keep_copy(self, feature: torch.Tensor) -> torch.Tensor | Codes:
+        if not feature.is_floating_point() or feature.dim() < 2:
+            return copied(feature)
+        return self.keep(feature.detach())
 
     def residual(self, output: torch.Tensor, reference: torch.Tensor) -> torch.Tensor | Codes:
         if not output.is_floating_point() or output.dim() < 2:

@@ -43,8 +43,9 @@ class PartPatch(CallPatch):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         now = _now()
         index = self.index
+        # Seen: e.g. one feed-forward for two streams, whose first call is the region.
         if now is None or now.owner is not self.owner or now.seen[index]:
-            return self.original(*args, **kwargs)  # seen: e.g. one feed-forward for two streams: the first call is the region
+            return self.original(*args, **kwargs)
         now.seen[index] = 1
         return now.call(now.track, index, self.original, args, kwargs)
 

@@ -110,8 +110,8 @@ def look(values: Mapping[str, Any], scope: Scope, pipe: ref[Any] | None, rises: 
     is_told = position is not None or scope.told
     if scheduler is not None:
         timesteps = getattr(scheduler, "timesteps", None)
-        begin = getattr(scheduler, "begin_index", None)
-        begun, begin = begin is not None, begin or 0
+        first = getattr(scheduler, "begin_index", None)
+        begun, begin = first is not None, first or 0
         if position is None and isinstance(timesteps, torch.Tensor):
             position = getattr(scheduler, "step_index", None)
             begun = begun or position is not None
