@@ -244,7 +244,7 @@ class Engine:
         if index == lane.start:
             lane.reference = inputs[: lane.width]
             lane.estimate = self.predict(track, lane, lane.reference)
-            lane.versions = tuple([_version(item) for item in lane.estimate]) if lane.start != lane.last else ()
+            lane.versions = _versions(lane.estimate) if lane.start != lane.last else None
         elif lane.history.steps and _changed(lane):
             lane.estimate = self.predict(track, lane, lane.reference)  # X was changed in place on the way
         result = lane.rebuild(lane.estimate)
@@ -299,11 +299,9 @@ class Engine:
 
 def _changed(lane: Lane) -> bool:
     """Whether the estimate may have been changed in place since it was handed out."""
-    return None in lane.versions or lane.versions != tuple([_version(item) for item in lane.estimate])
+    return lane.versions is None or lane.versions != _versions(lane.estimate)
 
 
-def _version(value: Any) -> int | None:
-    """PyTorch's counter of in-place changes; None where it is not kept (inference mode), 0 for other objects."""
-    if not isinstance(value, torch.Tensor):
-        return 0
-    return None if value.is_inference() else value._version
+def _versions(estimate: Features) -> list[int] | None:
+    """PyTorch's counters of in-place changes, 0 of other objects; None where they are not kept, in inference mode."""
+    return None if torch.is_inference_mode_enabled() else [getattr(item, "_version", 0) for item in estimate]

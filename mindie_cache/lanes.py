@@ -22,7 +22,11 @@ Signature = tuple[list[Any], dict[str, Any]]
 
 def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
     """Shape, dtype and device of every tensor argument: when it changes, nothing kept fits any more."""
-    return [_form(value) for value in args], {name: _form(value) for name, value in kwargs.items() if value is not None}
+    return [_form(value) for value in args], {
+        name: (value.shape, value.dtype, value.device) if isinstance(value, torch.Tensor) else _form(value)
+        for name, value in kwargs.items()
+        if value is not None
+    }
 
 
 def _form(value: Any) -> Any:
@@ -126,7 +130,7 @@ class Lane:
         self.reuse = False  # settled by the span's first call
         self.reference: Features = ()  # compute: own copy of the span's input; reuse: the input itself
         self.estimate: Features = ()  # X, returned by the first and the last call of a reused span
-        self.versions: tuple[int | None, ...] = ()
+        self.versions: list[int] | None = None  # of the estimate as it was returned first
 
 
 _OUTSIDE = Level(None, DEFAULT_BRANCH)
