@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from mindie_cache.errors import ModelExecError
-from mindie_cache.history import Features, History, Plain, combine_objects
+from mindie_cache.history import Features, History, Plain, combine_objects, own
 from mindie_cache.ops import band_split, combine, low_pass
 
 _HELD = (1.0,)
@@ -75,7 +75,9 @@ class BandedHistory:
         for history in self._histories:
             history.clear()
 
-    def push(self, step: int, features: Features) -> None:
+    def push(self, step: int, features: Features, shared: bool = False) -> None:
+        if shared:
+            features = tuple([own(item) for item in features])
         none = (None,) * (len(self._histories) - 1)
         parts = [self._bands.split(f) if is_real(f) else (f, *none) for f in features]
         for history, band in zip(self._histories, zip(*parts, strict=True), strict=True):

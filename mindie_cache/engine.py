@@ -46,7 +46,7 @@ class Engine:
                 last = span.stop - 1
                 spans[span] = Lane(span.start, last, self.recipe.new_history(), self._streams.of(last))
             lanes.append(None if span is None else spans[span])
-        return Track(branch, self.recipe.policy.of(branch), lanes, self.steps_count, common)
+        return Track(branch, self.recipe.policy.of(branch), lanes, self.steps_count, common, self.recipe.site.anchored)
 
     # ------------------------------------------------------------------------------------------------ decisions
 
@@ -189,7 +189,8 @@ class Engine:
         if shape != lane.shape:  # this call alone has changed
             history.clear()
             lane.shape = shape
-        if track.reuse and len(history.steps) >= self._warmup and history.steps[-1] >= track.since:
+        steps = history.steps
+        if track.reuse and len(steps) >= self._warmup and steps[-1] >= track.since:
             track.reused += 1
             lane.gap += 1
             if residual:
@@ -197,15 +198,15 @@ class Engine:
             # Before a step that is computed for certain nobody needs the snapshot again, so no copy is needed either.
             return lane.rebuild(history.take() if track.give_away else self.predict(track, lane, None))
         entered = own(model_input(args, kwargs)) if residual and track.keep else None
-        result = self.execute(track, index, function, args, kwargs)
-        corrector, computed = self.recipe.corrector, result
+        computed = self.execute(track, index, function, args, kwargs) if index == self._probed else function(*args, **kwargs)
+        corrector, result = self.recipe.corrector, computed
         if corrector is not None and history.steps:
             result = self._corrected(corrector, track, lane, computed)
         if track.keep:
             outputs, lane.rebuild = self._streams.split(computed, ())
             lane.width = len(outputs)
             if entered is None:
-                history.push(track.step, tuple([own(out) for out in outputs]))
+                history.push(track.step, outputs, shared=True)
             else:
                 history.push(track.step, (self._residual(outputs[0], entered), *[own(out) for out in outputs[1:]]))
             lane.gap = 0
@@ -262,7 +263,7 @@ class Engine:
         if index == lane.start:
             lane.reference = inputs[: lane.width]
             lane.estimate = self.predict(track, lane, lane.reference)
-            lane.versions = tuple([_version(item) for item in lane.estimate]) if lane.start != lane.last else ()
+            lane.versions = _versions(lane.estimate) if lane.start != lane.last else None
         elif lane.history.steps and _changed(lane):
             lane.estimate = self.predict(track, lane, lane.reference)  # X was changed in place on the way
         result = lane.rebuild(lane.estimate)
@@ -284,13 +285,10 @@ class Engine:
     def record(self, track: Track, lane: Lane, outputs: Features) -> None:
         """End of a computed span: keep output - reference, stream by stream."""
         references, lane.reference = lane.reference[: len(outputs)], ()
-        features = tuple([self._residual(out, ref) for out, ref in zip(outputs, references, strict=True)])
-        differs = [
-            isinstance(out, torch.Tensor) and out.dtype != ref.dtype for out, ref in zip(outputs, references, strict=True)
-        ]
-        lane.casts = (
-            tuple([out.dtype if d else None for out, d in zip(outputs, differs, strict=True)]) if any(differs) else ()
-        )
+        pairs = list(zip(outputs, references, strict=True))
+        features = tuple([self._residual(out, ref) for out, ref in pairs])
+        casts = [out.dtype if isinstance(out, torch.Tensor) and out.dtype != ref.dtype else None for out, ref in pairs]
+        lane.casts = tuple(casts) if any(casts) else ()
         if self.recipe.meter is not None and lane is max(track.distinct_lanes, key=lambda one: one.last - one.start):
             main = features[min(lane.streams.main, len(features) - 1)]
             self.recipe.meter.add(track.common.measured, track.branch, track.step, main, self.ranks)
@@ -299,12 +297,13 @@ class Engine:
     def _residual(self, output: Any, reference: Any) -> Any:
         if output is None:  # a stream that ends in this region: nobody needs it afterwards
             return None
-        if isinstance(output, torch.Tensor) != isinstance(reference, torch.Tensor):
+        is_tensor = isinstance(output, torch.Tensor)
+        if is_tensor != isinstance(reference, torch.Tensor):
             raise ModelExecError(
                 f"A stream enters the cached region as {type(reference).__name__} and leaves as {type(output).__name__}. "
                 "A cached block returns its streams as they came, e.g. (hidden_states, encoder_hidden_states)."
             )
-        if not isinstance(output, torch.Tensor):
+        if not is_tensor:
             return output - reference
         if output.shape != reference.shape:
             raise ModelExecError(
@@ -319,11 +318,9 @@ class Engine:
 
 def _changed(lane: Lane) -> bool:
     """Whether the estimate may have been changed in place since it was handed out."""
-    return None in lane.versions or lane.versions != tuple([_version(item) for item in lane.estimate])
+    return lane.versions is None or lane.versions != _versions(lane.estimate)
 
 
-def _version(value: Any) -> int | None:
-    """PyTorch's counter of in-place changes; None where it is not kept (inference mode), 0 for other objects."""
-    if not isinstance(value, torch.Tensor):
-        return 0
-    return None if value.is_inference() else value._version
+def _versions(estimate: Features) -> list[int] | None:
+    """PyTorch's counters of in-place changes, 0 of other objects; None where they are not kept, in inference mode."""
+    return None if torch.is_inference_mode_enabled() else [getattr(item, "_version", 0) for item in estimate]

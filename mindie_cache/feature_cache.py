@@ -24,7 +24,6 @@ from mindie_cache.config import CacheConfig
 from mindie_cache.contract import BaseFeatureCache, NoOpCache
 from mindie_cache.engine import Engine
 from mindie_cache.errors import ConfigError, ParametersInvalid, WarnOnce
-from mindie_cache.history import own
 from mindie_cache.lanes import Lane, Track
 from mindie_cache.policies import Signal
 from mindie_cache.recipes import METHODS, bypass_reason
@@ -105,7 +104,7 @@ class FeatureCache(BaseFeatureCache):
             lane.reference = (ori_input,)
             engine.record(track, lane, (output,))
         elif track.keep:
-            lane.history.push(track.step, (own(output),))
+            lane.history.push(track.step, (output,), shared=True)
         track.close_pass()
         if track.step == self.config.steps_count - 1:
             track.forget()

@@ -8,18 +8,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mindie_cache.placement import Codes, Placement
+from mindie_cache.placement import Codes, Placement, copied
 
 Features = tuple[Any, ...]  # one entry per stream: a tensor, or any object that a model passes along
 
+_PLACED = (torch.Tensor, Codes)
 _HELD = (1.0,)  # for whole numbers and flags, which have no values between
 
 
 def own(value: Any) -> Any:
     """A copy of a tensor that shares nothing with it, not even a graph; any other object as it is."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    return value.detach().clone() if value.requires_grad else value.clone()
+    return copied(value) if isinstance(value, torch.Tensor) else value
 
 
 class Plain(NamedTuple):
@@ -29,9 +28,9 @@ class Plain(NamedTuple):
 
 
 class History:
-    """At most `depth` snapshots, oldest first. The caller gives up what it pushes; nothing kept is ever handed out."""
+    """At most `depth` snapshots, oldest first. Nothing kept is ever handed out."""
 
-    __slots__ = ("_kept", "_size", "depth", "placement", "steps")
+    __slots__ = ("_kept", "_size", "depth", "nbytes", "placement", "steps")
 
     def __init__(self, depth: int, placement: Placement):
         self.depth = depth
@@ -41,16 +40,15 @@ class History:
     def clear(self) -> None:
         self.steps: tuple[int, ...] = ()
         self._kept: list[tuple[Any, ...]] = []  # a snapshot: one Plain or placed tensor per stream
-        self._size = 0  # bytes of one snapshot
+        self._size = self.nbytes = 0  # bytes of one snapshot, of all
 
-    @property
-    def nbytes(self) -> int:
-        return len(self.steps) * self._size
+    def push(self, step: int, features: Features, shared: bool = False) -> None:
+        """Keep `features` of `step`; the same step again replaces its snapshot, a full ring drops its oldest.
 
-    def push(self, step: int, features: Features) -> None:
-        """Keep `features` of `step`; the same step again replaces its snapshot, a full ring drops its oldest."""
-        keep, steps = self.placement.keep, self.steps
-        snapshot = tuple([keep(f) if isinstance(f, torch.Tensor | Codes) else Plain(f) for f in features])
+        The caller gives them up, unless they are `shared`: copies are kept then.
+        """
+        keep, steps = self.placement.keep_copy if shared else self.placement.keep, self.steps
+        snapshot = tuple([keep(f) if isinstance(f, _PLACED) else Plain(f) for f in features])
         if steps:
             if self.depth > 1 and [type(new) for new in snapshot] != [type(old) for old in self._kept[-1]]:
                 self.clear()  # an output was a tensor and is none now, or the other way round: nothing to interpolate
@@ -66,6 +64,7 @@ class History:
         if not self._size:
             nbytes = self.placement.nbytes
             self._size = sum([nbytes(item) for item in snapshot if type(item) is not Plain])
+        self.nbytes = len(self._kept) * self._size
 
     @property
     def width(self) -> int:
@@ -82,11 +81,14 @@ class History:
         """The newest snapshot itself; the history does not keep it any more, nor older ones."""
         fetch, newest = self.placement.fetch, self._kept.pop()
         self._kept.clear()
-        self.steps = ()
+        self.steps, self.nbytes = (), 0
         return tuple([item.value if type(item) is Plain else fetch(item) for item in newest])
 
     def combine(self, weights: Sequence[float], references: Features | None) -> Features:
         """One new object per stream: ``reference + sum(weight * snapshot)``; without references, the sum alone."""
+        if references is None and weights[-1] == 1.0 and not any(weights[:-1]):  # nothing to add up
+            copy = self.placement.copy
+            return tuple([item.value if type(item) is Plain else copy(item) for item in self._kept[-1]])
         placement, combined = self.placement, []
         for stream, newest in enumerate(self._kept[-1]):
             kept = [snapshot[stream] for snapshot in self._kept]

@@ -22,7 +22,11 @@ Signature = tuple[list[Any], dict[str, Any]]
 
 def signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
     """Shape, dtype and device of every tensor argument: when it changes, nothing kept fits any more."""
-    return [_form(value) for value in args], {name: _form(value) for name, value in kwargs.items() if value is not None}
+    return [_form(value) for value in args], {
+        name: (value.shape, value.dtype, value.device) if isinstance(value, torch.Tensor) else _form(value)
+        for name, value in kwargs.items()
+        if value is not None
+    }
 
 
 def _form(value: Any) -> Any:
@@ -129,7 +133,7 @@ class Lane:
         self.reuse = False  # settled by the span's first call
         self.reference: Features = ()  # compute: own copy of the span's input; reuse: the input itself
         self.estimate: Features = ()  # X, returned by the first and the last call of a reused span
-        self.versions: tuple[int | None, ...] = ()
+        self.versions: list[int] | None = None  # of the estimate as it was returned first
 
 
 _OUTSIDE = Level(None, DEFAULT_BRANCH)
@@ -141,17 +145,26 @@ class Track:
     __slots__ = (
         *("__weakref__", "began", "blind", "common", "cut", "failed", "functions", "index", "key", "level", "opened"),
         *("alias", "layout", "missed", "released", "step", "steps_count", "watch"),
-        *("branch", "distinct_lanes", "inside", "lanes", "policy", "reused"),
+        *("branch", "distinct_lanes", "inside", "lanes", "policy", "ranges", "reused"),
         *("anchor", "decided", "give_away", "keep", "reason", "reuse", "since", "state", "weights", "weights_for"),
     )
 
-    def __init__(self, branch: str, policy: Policy, lanes: list[Lane | None], steps_count: int, common: Common):
+    def __init__(
+        self,
+        branch: str,
+        policy: Policy,
+        lanes: list[Lane | None],
+        steps_count: int,
+        common: Common,
+        is_anchored: bool = True,
+    ):
         self.branch = branch
         self.policy = policy
         self.common = common
         common.tracks.add(self)
         self.lanes = lanes
         self.distinct_lanes = tuple(dict.fromkeys([lane for lane in lanes if lane is not None]))
+        self.ranges = self.distinct_lanes if is_anchored else ()  # with something in flight while they are passed
         self.steps_count = steps_count
         self.step = -1
         self.index = len(lanes)  # of the next call; past the last one between passes
@@ -213,7 +226,7 @@ class Track:
         self.weights_for: tuple[int, ...] | None = None  # snapshot steps that `weights` belong to
 
     def new_pass(self) -> None:
-        for lane in self.distinct_lanes:
+        for lane in self.ranges:
             lane.new_pass()
 
     @property

@@ -16,16 +16,27 @@ class Placement(Protocol):
     def keep(self, feature: Any) -> Any:
         """What is stored of a tensor that nobody else holds, or of what `residual` returned."""
 
+    def keep_copy(self, feature: Any, /) -> Any:
+        """What is stored of a tensor that belongs to somebody else."""
+
     def residual(self, output: torch.Tensor, reference: torch.Tensor) -> Any:
         """``output - reference``, for `keep`."""
 
     def fetch(self, kept: Any) -> torch.Tensor:
         """The tensor, for reading."""
 
-    def combine(self, kept: Sequence[Any], weights: Sequence[float], reference: torch.Tensor | None) -> torch.Tensor:
+    def copy(self, kept: Any) -> torch.Tensor:
+        """The tensor, as a new one."""
+
+    def combine(self, kept: Sequence[Any], weights: Sequence[float], reference: torch.Tensor | None, /) -> torch.Tensor:
         """``reference + sum(weight * kept)``, see mindie_cache.ops.combine."""
 
     def nbytes(self, kept: Any) -> int: ...
+
+
+def copied(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that shares nothing with this one, not even a graph."""
+    return tensor.detach().clone() if tensor.requires_grad else tensor.clone()
 
 
 class OnDevice:
@@ -34,16 +45,13 @@ class OnDevice:
     def keep(self, feature: torch.Tensor) -> torch.Tensor:
         return feature
 
-    def residual(self, output: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-        return residual_delta(output, reference)
-
     def fetch(self, kept: torch.Tensor) -> torch.Tensor:
         return kept
 
-    def combine(
-        self, kept: Sequence[torch.Tensor], weights: Sequence[float], reference: torch.Tensor | None
-    ) -> torch.Tensor:
-        return combine(kept, weights, reference)
+    keep_copy = staticmethod(copied)
+    residual = staticmethod(residual_delta)
+    copy = staticmethod(torch.Tensor.clone)
+    combine = staticmethod(combine)
 
     def nbytes(self, kept: torch.Tensor) -> int:
         return kept.numel() * kept.element_size()
@@ -69,6 +77,11 @@ class Int8Rows:
         codes, scales = quantize_rows(feature)
         return Codes(codes, scales, feature.dtype)
 
+    def keep_copy(self, feature: torch.Tensor) -> torch.Tensor | Codes:
+        if not feature.is_floating_point() or feature.dim() < 2:
+            return copied(feature)
+        return self.keep(feature.detach())
+
     def residual(self, output: torch.Tensor, reference: torch.Tensor) -> torch.Tensor | Codes:
         if not output.is_floating_point() or output.dim() < 2:
             return residual_delta(output, reference)
@@ -77,6 +90,9 @@ class Int8Rows:
 
     def fetch(self, kept: torch.Tensor | Codes) -> torch.Tensor:
         return dequantize_rows(*kept) if isinstance(kept, Codes) else kept
+
+    def copy(self, kept: torch.Tensor | Codes) -> torch.Tensor:
+        return dequantize_rows(*kept) if isinstance(kept, Codes) else kept.clone()
 
     def combine(
         self, kept: Sequence[torch.Tensor | Codes], weights: Sequence[float], reference: torch.Tensor | None

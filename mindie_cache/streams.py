@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Callable
 from enum import Enum
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -18,8 +19,7 @@ _LEAVES = (torch.Tensor, numbers.Number, str, bytes, type(None), Enum, torch.Siz
 Rebuild = Callable[[Features], Any]
 
 
-def _bare(features: Features) -> Any:
-    return features[0]
+bare: Rebuild = itemgetter(0)  # of a single stream
 
 
 class WholeOutput:
@@ -36,7 +36,7 @@ class WholeOutput:
     def split(self, output: Any, inputs: Features) -> tuple[Features, Rebuild]:
         """Return the output's leaves and the function that builds an output of the same form from new leaves."""
         if isinstance(output, torch.Tensor):
-            return (output,), _bare
+            return (output,), bare
         if type(output) is tuple and all([isinstance(item, torch.Tensor) for item in output]):
             return output, tuple  # what flattening would give, at a tenth of its cost
         leaves, form = pytree.tree_flatten(output)
@@ -102,7 +102,7 @@ class BlockStreams:
         if len(features) != len(inputs) or any([feature is None for feature in features]):
             self._refuse(features, inputs)
         if not isinstance(output, tuple | list):
-            return features, _bare
+            return features, bare
         return features, getattr(type(output), "_make", type(output))  # _make: a named tuple
 
     def _refuse(self, features: Features, inputs: Features) -> None:

@@ -61,7 +61,10 @@ def combine_reference(
     divides = wide != dtype if scales is None else like.shape[-1] < portion(like)
     if divides and like.numel() > portion(like):
         return _by_portions(snapshots, weights, reference, scales, dtype)
-    total = torch.zeros_like(like, dtype=wide) if reference is None else reference.to(wide, copy=True)
+    if reference is None:
+        total = torch.zeros_like(like, dtype=wide)
+    else:
+        total = reference.clone() if reference.dtype == wide else reference.to(wide)
     for index, (snapshot, weight) in enumerate(zip(snapshots, weights, strict=True)):
         if not weight:
             continue
@@ -69,7 +72,7 @@ def combine_reference(
             total.add_(snapshot, alpha=weight)
         else:
             total.addcmul_(snapshot.to(wide), (scales[index] * weight).unsqueeze(-1).to(wide))
-    return total.to(dtype)
+    return total if dtype == wide else total.to(dtype)  # a conversion to the same type costs as much as an operator
 
 
 def _by_portions(

@@ -13,16 +13,17 @@ def residual_delta(output: torch.Tensor, reference: torch.Tensor) -> torch.Tenso
     Args:
         output, reference: tensors of one shape and device. If their types differ the result has the wider one.
     """
-    _check_shapes(output, reference)
+    if output.shape != reference.shape:  # a broadcast here would be a silent error
+        raise _shapes_differ(output, reference)
     return output - reference
 
 
 def quantized_delta(output: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the codes and scales of ``output - reference``, as `quantize_rows` does, in one pass and rounded once."""
-    _check_shapes(output, reference)
+    if output.shape != reference.shape:
+        raise _shapes_differ(output, reference)
     return quantized(output, reference)
 
 
-def _check_shapes(output: torch.Tensor, reference: torch.Tensor) -> None:
-    if output.shape != reference.shape:  # a broadcast here would be a silent error
-        raise ValueError(f"residual_delta: shapes differ, {tuple(output.shape)} and {tuple(reference.shape)}.")
+def _shapes_differ(output: torch.Tensor, reference: torch.Tensor) -> ValueError:
+    return ValueError(f"residual_delta: shapes differ, {tuple(output.shape)} and {tuple(reference.shape)}.")

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from toy import JointBlock, JointModel, joint_inputs, quiet
 
 from mindie_cache import CacheAgent, CacheConfig, enable_cache
-from mindie_cache import engine as engine_module
-from mindie_cache import history as history_module
+from mindie_cache.placement import OnDevice
 
 STEPS, BLOCKS = 14, 8
 
@@ -92,8 +91,7 @@ def test_without_the_copy_the_next_replay_overwrites_what_was_kept(monkeypatch, 
     fields = ("attention_cache", BLOCKS, STEPS, 1, 3) if each_attention else ("taylorseer", BLOCKS, STEPS)
     config = CacheConfig(*fields, options=LINE if each_attention else {"interval": 3, **LINE})  # per module: whole outputs
     right = generate(config, False, each_attention)
-    for module in (engine_module, history_module):
-        monkeypatch.setattr(module, "own", lambda value: value)
+    monkeypatch.setattr(OnDevice, "keep_copy", staticmethod(lambda value: value))
     assert not same(generate(config, True, each_attention), right)
 
 

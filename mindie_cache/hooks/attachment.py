@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 from dataclasses import replace
+from functools import cached_property
+from itertools import repeat
 from typing import Any
 from weakref import ref
 
@@ -13,7 +15,7 @@ from torch import nn
 
 from mindie_cache.calibration import Calibration
 from mindie_cache.errors import ParametersInvalid, WarnOnce
-from mindie_cache.hooks.calls import BlockPatch, Forward, PartPatch, under_way
+from mindie_cache.hooks.calls import BlockPatch, EdgePatch, Forward, PartPatch, under_way
 from mindie_cache.hooks.compiling import stay_eager
 from mindie_cache.hooks.engines import Engines
 from mindie_cache.hooks.families import OWN_CACHE, RISING, fills_own_cache
@@ -62,7 +64,8 @@ class Attachment:
         self.generations.pipe = None if pipe is None else ref(pipe)
         site = self._recipe.site  # what is wrong with the configuration is said now
         self.patches = self._patches(site)
-        self._inner = [patch for patch in self.patches if isinstance(patch, CallPatch)]
+        self._inner: list[Any] = [patch for patch in self.patches if isinstance(patch, CallPatch)]
+        self._place = CALL  # of these patches
         if wish.steps_count is not None:
             self._engines.tell(wish.steps_count)
 
@@ -72,6 +75,11 @@ class Attachment:
         rises = type(self.model).__name__ in RISING
         self.generations = Generations(self.wish, self.steps_count, self._engines, self._warn, rises)
         self._repeats = False
+
+    @cached_property
+    def _attributes(self) -> list[dict[str, Any]]:
+        """Of the modules of the inner patches."""
+        return [patch.attributes for patch in self._inner]
 
     @property
     def _recipe(self) -> Recipe:
@@ -89,9 +97,9 @@ class Attachment:
             seen = {recipe.signal.anchor if recipe.signal else -1, recipe.probe.index if recipe.probe else -1}
             for index, block in enumerate(scope.blocks):
                 span = site.span(index)
-                edge = index in seen or (span is not None and index in (span.start, span.stop - 1))
-                if edge or span is not None:
-                    found.append(BlockPatch(block, self, index, scope.forms[index], edge))
+                is_edge = index in seen or (span is not None and index in (span.start, span.stop - 1))
+                if is_edge or span is not None:
+                    found.append((EdgePatch if is_edge else BlockPatch)(block, self, index, scope.forms[index]))
         return found
 
     def install(self) -> None:
@@ -132,21 +140,21 @@ class Attachment:
         values = {**dict(zip(self._parameters, args, strict=False)), **kwargs} if args else kwargs
         place = FORWARD if stay_eager() or self._is_inside_compiled() else CALL
         # Any module may have been compiled, or copied, since.
-        called = place == CALL
-        if [1 for patch in self._inner if patch.name != place or (called and patch.attributes.get(CALL) is not patch)]:
+        if place != self._place or (place == CALL and [*map(dict.get, self._attributes, repeat(CALL))] != self._inner):
             for patch in self._inner:
                 patch.move(place)
+            self._place = place
         is_no_step = self._repeats or (self._has_own_cache and fills_own_cache(values))
         generation, track = (None, None) if is_no_step else self.generations.enter(values)
         if generation is None or track is None:
             return original(*args, **kwargs)
         if self.scope.kind == PARTS:
             generation.review_form(track, values)
-        call = generation.engine.call
-        token = under_way.set(Forward(self, track, track.lanes, call, bytearray(self.scope.calls_count)))
+        now = Forward(self, track, generation.engine)
+        token = under_way.set(now)
         try:
             whole = self.scope.kind == ROOT
-            result = call(track, 0, original, args, kwargs) if whole else original(*args, **kwargs)
+            result = now.call(track, 0, original, args, kwargs) if whole else original(*args, **kwargs)
         except BaseException:
             generation.forget()
             raise
@@ -218,7 +226,7 @@ class Attachment:
         return twin
 
 
-_OF_THIS_PROCESS = {"_engines", "_repeats", "_warn", "generations"}
+_OF_THIS_PROCESS = {"_attributes", "_engines", "_repeats", "_warn", "generations"}
 
 
 def _parameters(model: nn.Module) -> tuple[str, ...]:

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
+from mindie_cache.engine import Engine
 from mindie_cache.hooks.compiling import runs_eagerly
 from mindie_cache.hooks.patches import CallPatch
 from mindie_cache.hooks.signatures import Form
-from mindie_cache.lanes import Lane, Track
+from mindie_cache.lanes import Track
 
 
-class Forward(NamedTuple):
+class Forward:
     """A forward that is under way."""
 
-    owner: Any  # its attachment
-    track: Track
-    lanes: list[Lane | None]  # of the track
-    call: Any  # the engine's procedure for calls
-    seen: bytearray  # 1 for each region whose first call has come
+    __slots__ = ("call", "lanes", "owner", "seen", "track")
+
+    def __init__(self, owner: Any, track: Track, engine: Engine):
+        self.owner = owner  # its attachment
+        self.track = track
+        self.lanes: list[Any] = track.lanes
+        self.call = engine.call  # its procedure for calls
+        self.seen = bytearray(engine.calls_count)  # 1 for each region whose first call has come
 
 
 under_way: ContextVar[Forward | None] = ContextVar("mindie_cache_forward", default=None)
@@ -38,30 +42,25 @@ class PartPatch(CallPatch):
     @runs_eagerly
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         now = _now()
-        if now is None or now.owner is not self.owner:
+        index = self.index
+        # Seen: e.g. one feed-forward for two streams, whose first call is the region.
+        if now is None or now.owner is not self.owner or now.seen[index]:
             return self.original(*args, **kwargs)
-        if now.seen[self.index]:  # e.g. one feed-forward for two streams: the first call is the region
-            return self.original(*args, **kwargs)
-        now.seen[self.index] = 1
-        return now.call(now.track, self.index, self.original, args, kwargs)
+        now.seen[index] = 1
+        return now.call(now.track, index, self.original, args, kwargs)
 
 
 class BlockPatch(CallPatch):
-    """A block of a range. Those at its ends go to the engine; those between do what it has decided there.
+    """A block inside a range: it does what the engine has decided at the first one of them."""
 
-    Args:
-        edge: the engine has to see this call: it begins or ends a region, or is looked into.
-    """
-
-    def __init__(self, module: nn.Module, owner: Any, index: int, form: Form, edge: bool):
+    def __init__(self, module: nn.Module, owner: Any, index: int, form: Form):
         super().__init__(module, owner)
         self.index = index
         self.form = form
-        self.edge = edge
         self._prepare()
 
     def _prepare(self) -> None:
-        """How an inner block takes its streams, all of them, from its keywords or from its positional arguments."""
+        """How it takes its streams, all of them, from its keywords or from its positional arguments."""
         names = self.form.streams
         places = [self.form.parameters.index(name) for name in names]
         is_pair = self.form.fixed and len(names) > 1  # itemgetter of one name gives no tuple
@@ -79,14 +78,9 @@ class BlockPatch(CallPatch):
     @runs_eagerly
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         now = _now()
-        if now is None or now.owner is not self.owner:
+        if now is None or now.owner is not self.owner or not (lane := now.lanes[self.index]).reuse:
             return self.original(*args, **kwargs)
-        if self.edge:
-            return self._at_edge(now, args, kwargs)
-        lane = now.lanes[self.index]
-        if lane is None or not lane.reuse:
-            return self.original(*args, **kwargs)
-        # An inner block of a reused region returns what it was given.
+        # In a reused region it returns what it was given.
         if self._by_name is not None and not args:
             return lane.rebuild(self._by_name(kwargs))
         if self._by_place is not None and len(args) >= self._least:
@@ -95,7 +89,15 @@ class BlockPatch(CallPatch):
         streams = [values.get(name) for name in self.form.streams]
         return lane.rebuild(tuple(streams if self.form.fixed else [item for item in streams if item is not None]))
 
-    def _at_edge(self, now: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+
+class EdgePatch(BlockPatch):
+    """A block whose call the engine has to see: it begins or ends a range, or is looked into."""
+
+    @runs_eagerly
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        now = _now()
+        if now is None or now.owner is not self.owner:
+            return self.original(*args, **kwargs)
         lane = now.lanes[self.index]
         if lane is not None and lane.start == self.index:
             if now.seen[self.index]:

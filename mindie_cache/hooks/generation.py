@@ -24,11 +24,13 @@ class Generation(Session):
     Args:
         engine: made for this number of steps.
         sight: of the first forward.
+        is_off: nothing is cached with so many steps.
     """
 
-    def __init__(self, engine: Engine, sight: Sight, warn: WarnOnce, review: Review):
+    def __init__(self, engine: Engine, sight: Sight, warn: WarnOnce, review: Review, is_off: bool):
         super().__init__(0, engine.steps_count, warn, review)
         self.engine = engine
+        self.is_off = is_off
         self.step = -1
         self.unclear = False  # branches cannot be told apart
         self.origin = sight.begin
@@ -107,8 +109,7 @@ class Generation(Session):
 
     def _told_by_position(self, sight: Sight) -> bool:
         """Whether the scheduler's index tells the step; not if the timestep moves while it stands still."""
-        last = self._last
-        if sight.position is None or last.position is None:
+        if sight.position is None or (last := self._last).position is None:
             return False
         if sight.position == last.position and last.timestep is not None and sight.timestep != last.timestep:
             self._deaf = True
@@ -150,10 +151,6 @@ class Generation(Session):
         self._uneven = {branch for branch, count in self._calls.items() if count > 1 and before.get(branch) != count}
         self._calls_before, self._calls, self.step = self._calls, {}, step
 
-    @property
-    def is_last(self) -> bool:
-        return self.step >= self.steps_count - 1
-
     def review_form(self, track: Track, values: Mapping[str, Any]) -> None:
         """Forget what does not fit the model's arguments any more, where no single call sees all of them."""
         now = signature((), dict(values))
@@ -165,7 +162,7 @@ class Generation(Session):
         """A forward has come to its end."""
         track.index = self.engine.calls_count
         track.close_pass()
-        if self.is_last:
+        if self.step >= self.steps_count - 1:
             track.forget()
             track.review()
             self.forget_left_out()

@@ -87,16 +87,17 @@ class Generations:
         if is_spent or (sight.driven is False and self._at_scheduler):  # in other units it is never True
             sight = sight.without_scheduler()
         generation = self._by_run.get(run)
+        branch = None
         if generation is not None:
-            sight = sight.at(generation.origin)
-        branch = generation.branch_of(sight) if generation is not None else None
+            sight = sight if sight.begun else sight.at(generation.origin)
+            branch = generation.branch_of(sight)
         if generation is None or generation.ended(sight, branch):
             generation = self._begin(run, sight)
             sight = sight.at(generation.origin)
             branch = generation.branch_of(sight)
         if branch is None:
             self._warn("unclear", UNCLEAR)
-        if branch is None or self._engines.off(generation.steps_count):
+        if branch is None or generation.is_off:
             return generation, None
         return generation, generation.enter(sight, branch)
 
@@ -119,7 +120,8 @@ class Generations:
             self._warn("torn", TORN)
         engine = self._engines.engine(steps)
         self._engines.tell(steps)
-        generation = Generation(engine, sight, self._warn, partial(review, self._engines.config(steps), self._warn))
+        notice = partial(review, self._engines.config(steps), self._warn)
+        generation = Generation(engine, sight, self._warn, notice, bool(self._engines.off(steps)))
         for other in self.siblings:
             other.share(generation, sight)
         self._by_run[run] = self.latest = generation

@@ -46,7 +46,9 @@ class telling:  # noqa: N801 - a context manager, as small as it can be: it is e
 
     def __init__(self, inner: Any, name: str, fields: Mapping[str, Any]):
         self._inner = inner
-        self._context = Context(name, **{key: value for key, value in fields.items() if key in Context._fields})
+        self._context = Context(name)
+        if fields:
+            self._context = Context(name, **{key: value for key, value in fields.items() if key in Context._fields})
 
     def __enter__(self) -> Any:
         entered = self._inner.__enter__()
@@ -92,10 +94,6 @@ class Sight(NamedTuple):
         return self._replace(position=None, timesteps=None, begin=0)
 
 
-def _scheduler_of(pipe: Any) -> Any:
-    return getattr(pipe, "scheduler", None) if pipe is not None else None
-
-
 def look(values: Mapping[str, Any], scope: Scope, pipe: ref[Any] | None, rises: bool = False) -> Sight:
     """See what there is in the arguments of a forward, by name, and in the pipeline's state.
 
@@ -106,19 +104,21 @@ def look(values: Mapping[str, Any], scope: Scope, pipe: ref[Any] | None, rises: 
     branch = None if context is None else _SHOWN.get(context.name, context.name)
     if branch is None and scope.named:
         branch = scope.branch
-    scheduler = _scheduler_of(pipe() if pipe is not None else None)
-    timesteps = getattr(scheduler, "timesteps", None)
-    begin = getattr(scheduler, "begin_index", None)
-    begun, begin = begin is not None, begin or 0
+    scheduler = getattr(pipe(), "scheduler", None) if pipe is not None else None
+    timesteps, begin, begun = None, 0, False
     position = context.step_index if context is not None else None
     is_told = position is not None or scope.told
-    if position is None and isinstance(timesteps, torch.Tensor):
-        position = getattr(scheduler, "step_index", None)
-        begun = begun or position is not None
-        if position is None and hasattr(type(scheduler), "step_index"):
-            position = begin
-    if not (begun or is_told) and _is_unset(scheduler, timesteps):
-        position = timesteps = None
+    if scheduler is not None:
+        timesteps = getattr(scheduler, "timesteps", None)
+        first = getattr(scheduler, "begin_index", None)
+        begun, begin = first is not None, first or 0
+        if position is None and isinstance(timesteps, torch.Tensor):
+            position = getattr(scheduler, "step_index", None)
+            begun = begun or position is not None
+            if position is None and hasattr(type(scheduler), "step_index"):
+                position = begin
+        if not (begun or is_told) and _is_unset(scheduler, timesteps):
+            position = timesteps = None
     timestep = host_value(_first(values, TIMESTEPS))
     driven = None if is_told or not begun else _is_at(timesteps, position, timestep)
     if rises and timestep is not None:
@@ -170,7 +170,10 @@ def _told_by_user(scope: Scope) -> tuple[int | None, float | None]:
 
 
 def _first(values: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    return next((values[name] for name in names if values.get(name) is not None), None)
+    for name in names:
+        if values.get(name) is not None:
+            return values[name]
+    return None
 
 
 def host_value(timestep: Any) -> float | None:
@@ -178,7 +181,7 @@ def host_value(timestep: Any) -> float | None:
     if isinstance(timestep, torch.Tensor):
         if not timestep.is_cpu or not timestep.numel():
             return None
-        return float(timestep) if timestep.numel() == 1 else float(timestep.max())
+        return float(timestep.item() if timestep.numel() == 1 else timestep.max())
     return float(timestep) if isinstance(timestep, int | float) else None
 
 

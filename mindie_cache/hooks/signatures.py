@@ -14,7 +14,7 @@ from torch import nn
 from mindie_cache.errors import ModelExecError, ParametersInvalid
 from mindie_cache.history import Features
 from mindie_cache.hooks.families import STREAMS
-from mindie_cache.streams import BlockStreams, Rebuild
+from mindie_cache.streams import BlockStreams, Rebuild, bare
 
 
 class Form(NamedTuple):
@@ -100,14 +100,6 @@ class ModuleStreams(BlockStreams):
                 f"A block returned {len(features)} outputs, but {len(inputs)} of its streams {self.names} were given. Name "
                 "its streams in the order of its outputs: enable_cache(model, config, streams=(...))."
             )
-        return features, _form_like(output)
-
-
-def _form_like(output: Any) -> Rebuild:
-    if isinstance(output, tuple | list):
-        return getattr(type(output), "_make", type(output))
-    return _only
-
-
-def _only(features: Features) -> Any:
-    return features[0]
+        if not isinstance(output, tuple | list):
+            return features, bare
+        return features, getattr(type(output), "_make", type(output))  # _make: a named tuple

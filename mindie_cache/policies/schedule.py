@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from mindie_cache.policies.decision import Decision, Policy
@@ -40,12 +41,12 @@ class Schedule(Policy):
             return Decision(False, step, "last step")
         if not can_reuse:
             return Decision(False, step, "no data")
-        if any([planned in self.compute_steps for planned in range(state + 1, step)]):
+        if self._planned[step] > state:
             return Decision(False, step, "late refresh")
         return Decision(True, state, self.reason)
 
     def worth_keeping(self, step: int, depth: int) -> bool:
-        if not self.keep_from <= step < _last_reused(self):
+        if not self.keep_from <= step < self._last_reused:
             return False
         # A predictor of several snapshots takes the newest ones that this branch has, also if it misses planned steps.
         return depth > 1 or step not in self.compute_steps or step + 1 not in self.compute_steps
@@ -54,11 +55,16 @@ class Schedule(Policy):
         following = step + 1
         return following in self.compute_steps or following >= self.steps_count - self.final_steps
 
+    @cached_property
+    def _planned(self) -> tuple[int, ...]:
+        """Of every step the newest one before it that is in `compute_steps`."""
+        steps = range(-1, self.steps_count - 1)
+        return tuple(accumulate([step if step in self.compute_steps else -1 for step in steps], max))
 
-@cache
-def _last_reused(schedule: Schedule) -> int:
-    steps = range(1, schedule.steps_count - schedule.final_steps)
-    return max([step for step in steps if step not in schedule.compute_steps], default=-1)
+    @cached_property
+    def _last_reused(self) -> int:
+        steps = range(1, self.steps_count - self.final_steps)
+        return max([step for step in steps if step not in self.compute_steps], default=-1)
 
 
 @dataclass(frozen=True)
