@@ -114,3 +114,19 @@ def test_torch_npu_is_imported_only_on_demand(tmp_path, attached, first_line):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [first_line, "npu:1 npu:0 ('Ascend0', 'Ascend1')", "waited for npu:1"]
+
+
+def test_the_ranks_of_a_machine_take_its_devices_in_turn(two_gpus):
+    assert [str(device.of_rank(rank, "cuda")) for rank in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert str(device.of_rank(3, "cpu")) == "cpu"
+    with pytest.raises(ConfigError, match="npu"):
+        device.of_rank(0, "npu")
+
+
+def test_memory(two_gpus, monkeypatch):
+    found = {"memory_allocated": 3, "max_memory_allocated": 5, "memory_reserved": 8}
+    for name, value in found.items():
+        monkeypatch.setattr(torch.cuda, name, lambda at, value=value: value if at == torch.device("cuda:1") else -1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda at: (60, 80))
+    assert device.memory(torch.device("cuda:1")) == device.Memory(held=3, peak=5, reserved=8, free=60, total=80)
+    assert device.memory(torch.device("cpu")) is None
