@@ -15,38 +15,27 @@ import argparse
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from mindie_cache import CacheConfig
-from mindie_cache.calibration.planning import Plan, Program, Recorder, make_plan
+from mindie_cache.calibration.planning import Plan, Program, Recording, make_plan, record_testbed
 from mindie_cache.calibration.testbed import DEFAULT_PROMPTS
 from mindie_cache.demo.attach import attached
 from mindie_cache.testbed import TestbedTransformer, all_prompts, generate, load_testbed
-from mindie_cache.testbed.sampler import initial_noise, sigmas
 
 OUT = Path("out/bench/plans.json")
 BATCH, RECORDED, RECORDED_SEED, SEED = 8, 4, 9000, 100
 PEAK = 2.0  # latents are in [-1, 1]
 
 
-def recorded_plan(model: TestbedTransformer, steps: int) -> tuple[Plan, Any]:
+def recorded_plan(model: TestbedTransformer, steps: int) -> tuple[Plan, Recording]:
     """A plan from generations of prompts that nothing is evaluated on, and their recording."""
-    prompts, config, levels = DEFAULT_PROMPTS[:RECORDED], model.config, sigmas(steps)
+    prompts = DEFAULT_PROMPTS[:RECORDED]
     seeds = range(RECORDED_SEED, RECORDED_SEED + len(prompts))
-    recorder = Recorder()
-    before = initial_noise(seeds, (config.channels, config.frames, config.height, config.width))
-
-    def step(index: int, latents: torch.Tensor) -> None:
-        nonlocal before
-        recorder.step((latents - before) / (levels[index + 1] - levels[index]), latents)
-        before = latents.clone()
-
-    generate(model, prompts, seeds=seeds, steps=steps, callback=step)
-    recording = recorder.result(levels)
+    recording = record_testbed(model, prompts, seeds=seeds, steps=steps)
     return make_plan(recording), recording
 
 
@@ -77,7 +66,7 @@ def uniform(steps: int, budget: int) -> tuple[int, ...]:
     return tuple(sorted({round(place) for place in np.linspace(0, steps - 1, budget)}))
 
 
-def settings(steps: int, blocks: int, budget: int, plan: Plan, recording: Any) -> dict[str, CacheConfig]:
+def settings(steps: int, blocks: int, budget: int, plan: Plan, recording: Recording) -> dict[str, CacheConfig]:
     entry, levels = plan.at(budget), plan.sigmas
     bare = Program(recording.gram, recording.sigmas, 0.0).solve([budget])[budget].steps
     even = uniform(steps, budget)

@@ -7,8 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mindie_cache import CacheConfig
-from mindie_cache.testbed import TestbedConfig
+from mindie_cache.calibration.planning import make_plan, record_testbed
+from mindie_cache.calibration.testbed import DEFAULT_PROMPTS
+from mindie_cache.testbed import TestbedConfig, load_testbed
 from mindie_cache.testbed.sampler import DEFAULT_SHIFT
+
+RECORDED_SEED = 9000
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,20 @@ def families(steps: int, blocks: int, calibration: str) -> list[Family]:
             ),
         )
 
+    def planned() -> Callable[[int], tuple[CacheConfig, ...]]:
+        """Schedules from a recording of prompts that are not evaluated."""
+        model = load_testbed("cpu")
+        seeds = range(RECORDED_SEED, RECORDED_SEED + len(DEFAULT_PROMPTS))
+        plan = make_plan(record_testbed(model, DEFAULT_PROMPTS, seeds=seeds, steps=steps))
+
+        def build(budget: int) -> tuple[CacheConfig, ...]:
+            entry = plan.at(budget)
+            return on_forward("plan", compute_steps=entry.steps, sigmas=plan.sigmas, gain=entry.gain)
+
+        return build
+
     return [
+        Family("plan", planned(), tuple(range(4, steps))),
         Family("dit_block_cache", windowed("dit_block_cache", 0), tuple(windows)),
         Family("dit_block_cache, line", windowed("dit_block_cache", 1), tuple(windows)),
         Family("attention_cache", windowed("attention_cache", 0), tuple(windows)),

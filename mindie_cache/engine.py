@@ -9,10 +9,10 @@ import torch
 
 from mindie_cache.distributed import Ranks
 from mindie_cache.errors import ModelExecError
-from mindie_cache.history import Features, own
+from mindie_cache.history import Features, History, own
 from mindie_cache.lanes import Common, Lane, Track, first_shape, signature
 from mindie_cache.methods.base import Recipe
-from mindie_cache.ops import residual_delta
+from mindie_cache.ops import combine, residual_delta
 from mindie_cache.policies import Signal
 from mindie_cache.predictors import Retroactive
 from mindie_cache.taps import model_input
@@ -199,30 +199,40 @@ class Engine:
             return lane.rebuild(history.take() if track.give_away else self.predict(track, lane, None))
         entered = own(model_input(args, kwargs)) if residual and track.keep else None
         computed = self.execute(track, index, function, args, kwargs) if index == self._probed else function(*args, **kwargs)
-        corrector, result = self.recipe.corrector, computed
+        corrector, corrected = self.recipe.corrector, None
+        if not track.keep and corrector is None:
+            return computed
+        outputs, rebuild = self._streams.split(computed, ())
         if corrector is not None and history.steps:
-            result = self._corrected(corrector, track, lane, computed)
+            corrected = self._corrected(corrector, track, lane, outputs, outputs)
         if track.keep:
-            outputs, lane.rebuild = self._streams.split(computed, ())
-            lane.width = len(outputs)
+            lane.rebuild, lane.width, lane.gap = rebuild, len(outputs), 0
             if entered is None:
                 history.push(track.step, outputs, shared=True)
             else:
                 history.push(track.step, (self._residual(outputs[0], entered), *[own(out) for out in outputs[1:]]))
-            lane.gap = 0
-        return result
+        return computed if corrected is None else rebuild(corrected)
 
-    def _corrected(self, corrector: Retroactive, track: Track, lane: Lane, result: Any) -> Any:
-        """The output of a computed step with what makes up for the reused steps before it: out + factor (out - estimate)."""
+    def _corrected(
+        self, corrector: Retroactive, track: Track, lane: Lane, outputs: Features, features: Features
+    ) -> Features | None:
+        """The outputs of a computed step with what makes up for the reused steps before it; None if there is nothing to.
+
+        Each tensor gets factor (feature - estimate) more; its feature is itself, or what a region has added to it.
+        """
         history = lane.history
+        assert isinstance(history, History)
         factor = corrector.factor(history.steps, track.step)
         if not factor or track.step - history.steps[-1] != lane.gap + 1:  # a step of the gap did not use the estimate
-            return result
-        outputs, rebuild = self._streams.split(result, ())
+            return None
         weights = [-factor * weight for weight in self.recipe.predictor.weights(history.steps, track.step)]
-        scaled = tuple([out.to(torch.promote_types(out.dtype, torch.float32)) * (1 + factor) for out in outputs])
-        corrected = history.combine(weights, scaled)
-        return rebuild(tuple([new.to(out.dtype) for new, out in zip(corrected, outputs, strict=True)]))
+        corrected = list(outputs)
+        for stream, (out, feature) in enumerate(zip(outputs, features, strict=True)):
+            if isinstance(out, torch.Tensor) and out.is_floating_point():
+                wide = out.to(torch.promote_types(out.dtype, torch.float32))
+                total = combine(history.fetch(stream), weights, torch.add(wide, feature, alpha=factor))
+                corrected[stream] = total.to(out.dtype)
+        return tuple(corrected)
 
     def block_range(
         self, track: Track, index: int, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -247,13 +257,21 @@ class Engine:
         if lane is not None and lane.reuse:
             track.reused += 1
             return self._skip(track, lane, index, inputs)
-        if lane is not None and track.keep and index == lane.start:
+        corrector = self.recipe.corrector
+        if lane is not None and index == lane.start and (track.keep or (corrector is not None and lane.gap)):
             lane.reference = tuple([own(item) for item in inputs])
         result = self.execute(track, index, function, args, kwargs)
         outputs, rebuild = streams.split(result, inputs)
         if lane is not None and index == lane.last and lane.reference:
             lane.rebuild, lane.width = rebuild, len(outputs)
-            self.record(track, lane, outputs)
+            corrected = None
+            if corrector is not None and lane.gap:
+                pairs = zip(outputs, lane.reference[: len(outputs)], strict=True)
+                corrected = self._corrected(corrector, track, lane, outputs, tuple([_added(*pair) for pair in pairs]))
+            if track.keep:
+                self.record(track, lane, outputs)
+            lane.reference = ()
+            return result if corrected is None else rebuild(corrected)
         return result
 
     def _skip(self, track: Track, lane: Lane, index: int, inputs: Features) -> Any:
@@ -263,6 +281,7 @@ class Engine:
         if index == lane.start:
             lane.reference = inputs[: lane.width]
             lane.estimate = self.predict(track, lane, lane.reference)
+            lane.gap += 1
             lane.versions = _versions(lane.estimate) if lane.start != lane.last else None
         elif lane.history.steps and _changed(lane):
             lane.estimate = self.predict(track, lane, lane.reference)  # X was changed in place on the way
@@ -293,6 +312,7 @@ class Engine:
             main = features[min(lane.streams.main, len(features) - 1)]
             self.recipe.meter.add(track.common.measured, track.branch, track.step, main, self.ranks)
         lane.history.push(track.step, features)
+        lane.gap = 0
 
     def _residual(self, output: Any, reference: Any) -> Any:
         if output is None:  # a stream that ends in this region: nobody needs it afterwards
@@ -314,6 +334,11 @@ class Engine:
         if output.dtype == torch.bool:
             raise ModelExecError("A stream is boolean, so it has no residual. Pass masks as other keywords, not as streams.")
         return self._subtract(output.detach() if output.requires_grad else output, reference)
+
+
+def _added(output: Any, reference: Any) -> Any:
+    """What a region has added to a tensor."""
+    return output - reference if isinstance(output, torch.Tensor) and isinstance(reference, torch.Tensor) else output
 
 
 def _changed(lane: Lane) -> bool:

@@ -36,6 +36,7 @@ METHODS: dict[str, Method] = {
     "pab": Method(broadcast.PabOptions, broadcast.pab),
     # planned from a recorded generation
     "plan": Method(planned.PlanOptions, planned.planned, whole_forward=True),
+    "plan_blocks": Method(planned.PlanOptions, planned.planned_blocks, declares_streams=True),
     # LightX2V's block caches
     "first_block": Method(probes.FirstBlockOptions, probes.first_block, declares_streams=True),
     "dual_block": Method(probes.DualBlockOptions, probes.first_block, declares_streams=True),

@@ -43,6 +43,10 @@ SETTINGS: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {  # step win
         ({}, {"compute_steps": PLANNED}),
         ({}, {"compute_steps": PLANNED, "gain": 0.5, "sigmas": tuple(1 - step / STEPS for step in range(STEPS + 1))}),
     ],
+    "plan_blocks": [
+        ({}, {"compute_steps": PLANNED}),
+        ({}, {"compute_steps": PLANNED, "gain": 1.0, "sigmas": tuple(1 - step / STEPS for step in range(STEPS + 1))}),
+    ],
     "calibrator": [({}, {"model_name": "testbed"})],
 }
 

@@ -19,6 +19,7 @@ NEEDED = {
     "calibrator": {"model_name": "a model"},
     "seacache": {"grid": [4, 6, 6]},
     "plan": {"compute_steps": [0, 3, 9, STEPS - 1], "sigmas": [1 - step / STEPS for step in range(STEPS + 1)]},
+    "plan_blocks": {"compute_steps": [0, 3, 9, STEPS - 1], "sigmas": [1 - step / STEPS for step in range(STEPS + 1)]},
 }
 STRANGE = [
     *(math.nan, math.inf, -1, -0.5, 10**9, 1e300, 2.5, True, None),

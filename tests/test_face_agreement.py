@@ -105,6 +105,7 @@ ON_BLOCKS = [  # method, step window, options, blocks of the agent, spans, signa
     ("dit_block_cache", dict(step_start=2, step_interval=3), {"order": 1}, {}, STACK, None, -1),
     ("taylorseer", {}, {"interval": 3, "order": 2, "lite": True}, {}, STACK, None, -1),
     ("taylorseer", {}, {"interval": 3, "low_order": 0, "high_order": 1, "lite": True}, {}, STACK, None, -1),
+    ("plan_blocks", {}, {"compute_steps": [0, 3, 5, 8, STEPS - 1]}, {}, STACK, None, -1),
     ("teacache", {}, {"threshold": 0.2}, {}, STACK, temb_of, -1),
     ("teacache", {}, {"threshold": 0.4, "signal": "modulated", "together": False}, {}, STACK, modulated, -1),
     ("custom", {}, {"threshold": 0.2}, {}, STACK, temb_of, -1),

@@ -18,6 +18,7 @@ from mindie_cache.presets.text import select
 from mindie_cache.recipes import METHODS
 
 PROBABLE_STEPS = 50
+PLANNED = "plan", "plan_blocks"
 PLAN = "mindie_cache plan"  # what plan files say of themselves
 _COUNTS = ("blocks_count", "steps_count")
 _PREFERRED = ("ada_taylor", "magcache", "teacache", "custom", "dit_block_cache")  # of a preset that names no method
@@ -100,7 +101,7 @@ def read_wish(asked: Any, model_names: tuple[str, ...] = ()) -> Wish:
 def suited(wish: Wish, pipe: Any) -> Wish:
     """Without the correction of a plan, where the pipeline's scheduler would not do with it what it is made for."""
     scheduler = getattr(pipe, "scheduler", None)
-    if wish.method != "plan" or scheduler is None:
+    if wish.method not in PLANNED or scheduler is None:
         return wish
     from mindie_cache.calibration.planning.samplers import is_exact
 
@@ -135,7 +136,7 @@ def _of_mapping(values: Mapping[str, Any]) -> Wish:
         raise ConfigError(f"method={method!r} is not supported. {did_you_mean(method, METHODS)}")
     rest = {name: value for name, value in values.items() if name not in _COUNTS}
     steps, options = values.get("steps_count"), values.get("options")
-    if method == "plan" and steps is None and isinstance(options, Mapping) and options.get("compute_steps"):
+    if method in PLANNED and steps is None and isinstance(options, Mapping) and options.get("compute_steps"):
         steps = max(options["compute_steps"]) + 1  # a schedule is for one number of steps, and ends with the last one
     return Wish(method, rest, values.get("blocks_count"), steps)
 

@@ -1,4 +1,4 @@
-"""The method `plan`: computed steps that were planned from a recorded generation, a line in sigma between them."""
+"""plan and plan_blocks: computed steps that were planned from a recorded generation, a line in sigma between them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from mindie_cache.checks import flag, numbers, real, whole
 from mindie_cache.errors import ConfigError
-from mindie_cache.methods.base import Recipe
+from mindie_cache.methods.base import Recipe, block_range
 from mindie_cache.placement import PLACEMENTS
 from mindie_cache.policies import Schedule
 from mindie_cache.predictors import Line, Retroactive
 from mindie_cache.sites import EachCall
-from mindie_cache.streams import WholeOutput
+from mindie_cache.streams import BlockStreams, WholeOutput
 
 if TYPE_CHECKING:
     from mindie_cache.config import CacheConfig
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """Options of `plan`: a plan file, or its numbers.
+    """Options of `plan` and `plan_blocks`: a plan file, or its numbers.
 
     Args:
         plan: path of a plan (.json), which fills the other three.
@@ -96,17 +96,23 @@ class PlanOptions:
 
 
 def planned(config: CacheConfig) -> Recipe:
+    """Whole forwards are skipped."""
+    return Recipe(site=EachCall(0, 1), streams=WholeOutput(), unit="forward", **_parts(config))
+
+
+def planned_blocks(config: CacheConfig) -> Recipe:
+    """A range of blocks is skipped, and what it adds is estimated: for models whose forward cannot be skipped whole."""
+    return Recipe(site=block_range(config), streams=BlockStreams(config.streams), unit="block", **_parts(config))
+
+
+def _parts(config: CacheConfig) -> dict[str, Any]:
     options, notes = config.options.resolved(config)
     steps = config.steps_count
     sigmas = options.sigmas or tuple(float(left) for left in range(steps, -1, -1))
-    parts: dict[str, Any] = {"corrector": Retroactive(sigmas, options.gain)} if options.gain else {}
-    return Recipe(
-        site=EachCall(0, 1),
-        policy=Schedule(frozenset(options.compute_steps), steps, reason="planned"),
-        predictor=Line(sigmas),
-        placement=PLACEMENTS[config.placement](),
-        streams=WholeOutput(),
-        unit="forward",
-        notes=notes,
-        **parts,
-    )
+    return {
+        "policy": Schedule(frozenset(options.compute_steps), steps, reason="planned"),
+        "predictor": Line(sigmas),
+        "corrector": Retroactive(sigmas, options.gain) if options.gain else None,
+        "placement": PLACEMENTS[config.placement](),
+        "notes": notes,
+    }

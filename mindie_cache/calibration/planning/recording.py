@@ -112,6 +112,28 @@ def recording(scheduler: Any) -> Iterator[Recorder]:
             scheduler.step = own
 
 
+def record_testbed(model: Any, prompts: Sequence[str], *, seeds: Sequence[int], steps: int, **settings: Any) -> Recording:
+    """Generate with the testbed, without a cache, and record it.
+
+    Args:
+        settings: further arguments of `mindie_cache.testbed.generate`: shift, guidance_scale.
+    """
+    from mindie_cache.testbed.sampler import DEFAULT_SHIFT, generate, initial_noise, sigmas
+
+    config, recorder = model.config, Recorder()
+    levels = sigmas(steps, settings.get("shift", DEFAULT_SHIFT))
+    before = initial_noise(seeds, (config.channels, config.frames, config.height, config.width))
+
+    def step(index: int, latents: Tensor) -> None:
+        nonlocal before
+        now = latents.cpu()
+        recorder.step((now - before) / (levels[index + 1] - levels[index]), now)
+        before = now.clone()
+
+    generate(model, prompts, seeds=seeds, steps=steps, callback=step, **settings)
+    return recorder.result(levels)
+
+
 def record(pipe: Any, **call: Any) -> Recording:
     """Generate once with a pipeline of diffusers, without a cache, and record it.
 
