@@ -1,6 +1,7 @@
 """Plans beside uniform schedules at the same number of computed forwards, prompt by prompt, on the trained testbed.
 
     python benchmarks/plans.py                                  # 32 unseen prompts, budgets 15, 10, 8 and 6 of 30 steps
+    python benchmarks/plans.py --save mindie_cache/testbed/plan.json
     python benchmarks/plans.py --steps 50 --budgets 25 16 12 10 --prompts 16
 
 Recorded are four generations of prompts that are not evaluated. Compared are, for each number of computed steps: the plan
@@ -36,7 +37,8 @@ def recorded_plan(model: TestbedTransformer, steps: int) -> tuple[Plan, Recordin
     prompts = DEFAULT_PROMPTS[:RECORDED]
     seeds = range(RECORDED_SEED, RECORDED_SEED + len(prompts))
     recording = record_testbed(model, prompts, seeds=seeds, steps=steps)
-    return make_plan(recording), recording
+    provenance = {"model": "testbed", "prompts": prompts, "seeds": list(seeds), "sampler": "Euler, flow matching, shift 3"}
+    return make_plan(recording, provenance=provenance), recording
 
 
 class Bench:
@@ -87,10 +89,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30, metavar="N")
     parser.add_argument("--budgets", type=int, nargs="+", default=[15, 10, 8, 6], metavar="B")
     parser.add_argument("--prompts", type=int, default=32, metavar="N")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="only record, and write the plan")
     parser.add_argument("--out", type=Path, default=OUT, metavar="FILE")
     options = parser.parse_args()
     model = load_testbed("cpu")
     plan, recording = recorded_plan(model, options.steps)
+    if options.save is not None:
+        plan.save(options.save)
+        return
     unseen = [prompt for prompt in all_prompts() if prompt not in DEFAULT_PROMPTS]
     bench = Bench(model, options.steps, unseen[:: max(1, len(unseen) // options.prompts)][: options.prompts])
     elements = bench.exact[0].numel()

@@ -401,7 +401,7 @@ def test_targets():
 
 
 def test_growth_and_gain():
-    assert [usual_growth(30, budget) for budget in (30, 15, 14, 2)] == [1.5, 1.5, 5.0, 5.0]
+    assert [usual_growth(30, budget) for budget in (30, 15, 14, 2)] == [0.0, 0.0, 5.0, 5.0]
     assert {entry.gain for entry in make_plan(recorded(walk(12), levels(12))).front} == {1.0}
     assert {entry.gain for entry in make_plan(recorded(walk(12), levels(12), exact=False)).front} == {0.0}
 

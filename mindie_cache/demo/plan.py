@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mindie_cache import CacheConfig, ConfigError
+from mindie_cache.calibration.planning import Plan
 from mindie_cache.demo.attach import FORWARD, place
 from mindie_cache.errors import did_you_mean
 from mindie_cache.testbed.data import COLOURS, DIRECTIONS, SHAPES, make_prompt
 from mindie_cache.testbed.sampler import DEFAULT_SHIFT
-from mindie_cache.testbed.weights import CALIBRATION_PATH
+from mindie_cache.testbed.weights import CALIBRATION_PATH, PLAN_PATH
 
 LEAST_STEPS = 4  # with fewer, no method has a step left to reuse
 READERS = {".yaml": CacheConfig.from_yaml, ".yml": CacheConfig.from_yaml, ".json": CacheConfig.from_json}
@@ -65,6 +66,11 @@ def default_settings(steps: int, blocks: int) -> list[Setting]:
     def setting(name: str, caption: str, *configs: CacheConfig) -> Setting:
         return Setting(name, caption, steps, configs)
 
+    def planned() -> CacheConfig:
+        plan = Plan.load(PLAN_PATH).for_steps(steps)
+        entry = min(plan.front, key=lambda entry: abs(2 * entry.budget - steps))
+        return on_forward("plan", compute_steps=entry.steps, sigmas=plan.sigmas, gain=entry.gain)
+
     latents = {"signal": "latents", "order": 1, "max_skip_steps": 4, "sigma_shift": DEFAULT_SHIFT}
     rates = [[1.2, 3], [2.4, 2]]
     gentle = blocks_every(third, 2, margin=min(1, (blocks - 1) // 2))
@@ -76,6 +82,7 @@ def default_settings(steps: int, blocks: int) -> list[Setting]:
         setting("dit_block_cache, line", "every 2nd step, extrapolated", blocks_every(early, 2, order=1)),
         setting("attention_cache", "attention, every 2nd step", attention_every(2)),
         setting("both", "inner blocks late, attention", gentle, attention_every(2, order=1)),
+        setting("plan", "planned from a recording", planned()),
         setting("adastep", "even steps, two in a row", on_forward("adastep", skip_thr=0.015, max_skip_steps=2)),
         setting("teacache", "time embedding", on_blocks("teacache", threshold=0.06, preset=numbers)),
         setting("custom", "teacache, and a line", on_blocks("custom", threshold=0.06, preset=numbers)),

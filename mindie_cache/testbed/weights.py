@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from mindie_cache.testbed.model import TestbedConfig, TestbedTransformer
 
 WEIGHTS_PATH = Path(__file__).with_name("weights.safetensors")
+PLAN_PATH = Path(__file__).with_name("plan.json")  # written by `python benchmarks/plans.py --save`
 CALIBRATION_PATH = Path(__file__).with_name("calibration.json")  # written by `mindie-cache calibrate`
 
 

@@ -14,7 +14,7 @@ from mindie_cache.calibration.planning.program import GAP_FACTOR, Program
 from mindie_cache.calibration.planning.recording import Recording, record
 from mindie_cache.doctor import NOT_INSTALLED, versions
 
-GROWTH = 5.0, 1.5  # of the square of an error, below a half of the steps and from there on: see docs/planning.md
+GROWTH = 5.0, 0.0  # of the square of an error, below a half of the steps and from there on: see docs/planning.md
 
 
 def usual_growth(steps: int, budget: int) -> float:
