@@ -77,20 +77,20 @@ def families(steps: int, blocks: int, calibration: str) -> list[Family]:
             ),
         )
 
-    def planned() -> Callable[[int], tuple[CacheConfig, ...]]:
+    def planned() -> Callable[[Any], tuple[CacheConfig, ...]]:
         """Schedules from a recording of prompts that are not evaluated."""
         model = load_testbed("cpu")
         seeds = range(RECORDED_SEED, RECORDED_SEED + len(DEFAULT_PROMPTS))
         plan = make_plan(record_testbed(model, DEFAULT_PROMPTS, seeds=seeds, steps=steps))
 
-        def build(budget: int) -> tuple[CacheConfig, ...]:
-            entry = plan.at(budget)
+        def build(knob: tuple[int]) -> tuple[CacheConfig, ...]:
+            entry = plan.at(knob[0])
             return on_forward("plan", compute_steps=entry.steps, sigmas=plan.sigmas, gain=entry.gain)
 
         return build
 
     return [
-        Family("plan", planned(), tuple(range(4, steps))),
+        Family("plan", planned(), tuple((budget,) for budget in range(4, steps))),
         Family("dit_block_cache", windowed("dit_block_cache", 0), tuple(windows)),
         Family("dit_block_cache, line", windowed("dit_block_cache", 1), tuple(windows)),
         Family("attention_cache", windowed("attention_cache", 0), tuple(windows)),
