@@ -1,6 +1,6 @@
 """Plans beside uniform schedules at the same number of computed forwards, prompt by prompt, on the trained testbed.
 
-    python benchmarks/plans.py                                  # 32 unseen prompts, budgets 15, 10, 8 and 6 of 30 steps
+    python benchmarks/plans.py                                  # 32 unseen prompts, budgets from 20 to 6 of 30 steps
     python benchmarks/plans.py --save mindie_cache/testbed/plan.json
     python benchmarks/plans.py --steps 50 --budgets 25 16 12 10 --prompts 16
 
@@ -87,7 +87,7 @@ def settings(steps: int, blocks: int, budget: int, plan: Plan, recording: Record
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=30, metavar="N")
-    parser.add_argument("--budgets", type=int, nargs="+", default=[15, 10, 8, 6], metavar="B")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[20, 15, 12, 10, 8, 7, 6], metavar="B")
     parser.add_argument("--prompts", type=int, default=32, metavar="N")
     parser.add_argument("--save", type=Path, metavar="FILE", help="only record, and write the plan")
     parser.add_argument("--out", type=Path, default=OUT, metavar="FILE")
