@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-CACHED, LARGE = 2**18, 2**26  # 1 MiB and 256 MiB of float32
+CACHED, LARGE = 2**18, 2**26  # 1 MiB of float32 for each thread, and 256 MiB
 
 
 def portion(tensor: torch.Tensor) -> int:
@@ -18,7 +18,7 @@ def portion(tensor: torch.Tensor) -> int:
     """
     if torch.compiler.is_compiling():
         return sys.maxsize
-    return CACHED if tensor.device.type == "cpu" else LARGE
+    return CACHED * torch.get_num_threads() if tensor.device.type == "cpu" else LARGE
 
 
 def laid_alike(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

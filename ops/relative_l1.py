@@ -29,8 +29,9 @@ def relative_l1_reference(current: torch.Tensor, previous: torch.Tensor) -> torc
     if current.numel() > size:
         parts = zip(*[tensor.reshape(-1).split(size) for tensor in (current, previous)], strict=True)
         return torch.stack([relative_l1_reference(now, before) for now, before in parts]).sum(0)
-    change = current - previous if current.dtype == torch.float32 else current.float().sub_(previous)
-    return torch.stack((change.abs_().sum(dtype=torch.float32), previous.abs().sum(dtype=torch.float32)))
+    before = previous.to(torch.float32, copy=True)
+    change = current - before if current.dtype == torch.float32 else current.float().sub_(before)
+    return torch.stack((change.abs_().sum(), before.abs_().sum()))
 
 
 torch.library.define("mindie_cache::relative_l1", "(Tensor current, Tensor previous) -> Tensor")
