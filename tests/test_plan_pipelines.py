@@ -16,9 +16,9 @@ from hooked import TINY, latents, marks
 from test_plan import share
 from toy import quiet
 
-from mindie_cache import CacheAgent, CacheConfig, CacheWarning, enable_cache
+from mindie_cache import CacheAgent, CacheConfig, CacheWarning, ParametersInvalid, enable_cache
 from mindie_cache.calibration.planning import plan, recording, sampler_of
-from mindie_cache.calibration.planning.samplers import is_exact
+from mindie_cache.calibration.planning.samplers import reason_against
 
 STEPS = 12
 SCHEDULE = (0, 2, 5, 9, 11)
@@ -111,7 +111,7 @@ def test_the_folded_correction_is_exact(name, gain):
     scheduler = started(EXACT[name])
     sampler = sampler_of(scheduler)
     assert sampler.exact
-    assert is_exact(scheduler)
+    assert not reason_against(scheduler)
     assert len(sampler.levels) == STEPS + 1
     assert all(a > b for a, b in itertools.pairwise(sampler.levels))
     found, wanted = by_agent(scheduler, gain), by_hand(started(EXACT[name]), gain)
@@ -123,8 +123,7 @@ def test_other_schedulers_get_no_correction(name):
     scheduler = started(OTHER[name])
     sampler = sampler_of(scheduler)
     assert not sampler.exact
-    assert sampler.why
-    assert not is_exact(scheduler)
+    assert sampler.why == reason_against(scheduler) != ""
     assert len(sampler.levels) == STEPS + 1
 
 
@@ -181,6 +180,13 @@ def test_another_number_of_steps_is_said(tmp_path):
     found.save(tmp_path / "plan.json")
     with enable_cache(pipe, tmp_path / "plan.json"), pytest.warns(CacheWarning, match="made for 8 steps"):
         latents("flux", pipe, steps=12)
+
+
+def test_a_pipeline_with_a_cache_is_not_recorded():
+    """What it reuses would be taken for the model's own."""
+    pipe = TINY["flux"].build()
+    with enable_cache(pipe, "fast"), pytest.raises(ParametersInvalid, match=r"has a cache.*disable_cache"):
+        plan(pipe, ["a red ball"], num_inference_steps=4)
 
 
 def test_recording_leaves_the_pipeline_as_it_was():

@@ -165,6 +165,11 @@ def disable_cache(pipe_or_model: Any) -> None:
             attachment.remove()
 
 
+def has_cache(pipe_or_model: Any) -> bool:
+    """Whether `enable_cache` is in force on it."""
+    return any([_attached(model) is not None for model in _models(pipe_or_model).values()])
+
+
 def _attached(model: nn.Module) -> Attachment | None:
     patch = vars(model).get("forward")
     while patch is not None and not isinstance(patch, ModelPatch):  # another library may have wrapped it since

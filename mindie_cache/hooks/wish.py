@@ -103,13 +103,14 @@ def suited(wish: Wish, pipe: Any) -> Wish:
     scheduler = getattr(pipe, "scheduler", None)
     if wish.method not in PLANNED or scheduler is None:
         return wish
-    from mindie_cache.calibration.planning.samplers import is_exact
+    from mindie_cache.calibration.planning.samplers import reason_against
 
-    if is_exact(scheduler):
+    why = reason_against(scheduler)
+    if not why:
         return wish
     options = wish.options
     options = replace(options, gain=0.0) if isinstance(options, PlanOptions) else {**(options or {}), "gain": 0.0}
-    title = f"{wish.title}, without correction: {type(scheduler).__name__} does not add outputs to the latents"
+    title = f"{wish.title}, without correction: {why}"
     return replace(wish, title=title, values={**wish.values, "options": options})
 
 

@@ -69,7 +69,8 @@ class PlanOptions:
             whole("budget", self.budget, 2, steps)
         if (self.plan is None) == (self.compute_steps is None):
             raise ConfigError(
-                "Give plan, the path of a plan file, or compute_steps, sigmas and gain. `mindie-cache tune` makes a plan."
+                "Give plan, the path of a plan file, or compute_steps, sigmas and gain. "
+                "mindie_cache.calibration.planning.plan(pipe, prompts, ...).save(path) makes a plan."
             )
         if self.plan is None and self.budget is not None:
             raise ConfigError("budget chooses among the schedules of a plan: give plan, or leave budget out.")

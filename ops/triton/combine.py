@@ -9,9 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from mindie_cache.ops.combine import MOST_IN_ONE_PASS
 from mindie_cache.ops.tiling import blocks, launch, local_bytes
-
-MOST = 4  # snapshots in one pass
 
 
 @triton.jit
@@ -89,4 +88,4 @@ def combine(
 
 def _four(items: Sequence[Any]) -> tuple[Any, ...]:
     """The first one stands in for those that the kernel does not read."""
-    return (*items, *[items[0]] * (MOST - len(items)))
+    return (*items, *[items[0]] * (MOST_IN_ONE_PASS - len(items)))

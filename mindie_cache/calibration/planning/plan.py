@@ -129,7 +129,7 @@ class Plan:
         except ValueError as error:
             raise ConfigError(f"plan {str(path)!r} is no JSON: {error}") from None
         if not isinstance(document, Mapping) or document.get("kind") != KIND:
-            raise ConfigError(f'{str(path)!r} is no plan: its "kind" is not {KIND!r}. `mindie-cache tune` writes plans.')
+            raise ConfigError(f'{str(path)!r} is no plan: its "kind" is not {KIND!r}. Plan.save(path) writes plans.')
         try:
             return cls(
                 sigmas=tuple(float(sigma) for sigma in document["sigmas"]),

@@ -13,6 +13,8 @@ from mindie_cache.calibration.planning.plan import Entry, Plan
 from mindie_cache.calibration.planning.program import GAP_FACTOR, Program
 from mindie_cache.calibration.planning.recording import Recording, record
 from mindie_cache.doctor import NOT_INSTALLED, versions
+from mindie_cache.errors import ParametersInvalid
+from mindie_cache.hooks.handle import has_cache
 
 GROWTH = 5.0, 0.0  # of the square of an error, below a half of the steps and from there on: see docs/planning.md
 
@@ -60,8 +62,13 @@ def plan(pipe: Any, prompts: Sequence[str], *, seeds: Sequence[int] = (0,), budg
         prompts: what the model is used for.
         call: further arguments of the pipeline; num_inference_steps as in production.
 
-    The pipeline must have no cache enabled.
+    Raises:
+        ParametersInvalid: the pipeline has a cache, or a generation was not recorded whole.
     """
+    if has_cache(pipe):
+        raise ParametersInvalid(
+            "The pipeline has a cache, and what it reuses would be recorded. Call disable_cache(pipe) first."
+        )
     total: Recording | None = None
     with quiet(pipe):
         for prompt, seed in itertools.product(prompts, seeds):

@@ -84,8 +84,7 @@ class Recorder:
         for row, output in enumerate(wide):
             for column in range(row + 1):
                 gram[row, column] = gram[column, row] = float(torch.dot(output, wide[column]))
-        energy = float(self._latents.double().square().sum()) if self._latents.device.type == "cpu" else 0.0
-        energy = energy or float(self._latents.float().square().sum())
+        energy = float(self._latents.cpu().double().square().sum())
         if not (np.isfinite(gram).all() and np.isfinite(energy)):
             raise ModelExecError("The recorded generation has NaN or infinite numbers. Look for overflow, e.g. in fp16.")
         return Recording(gram, levels, energy, int(self._latents.shape[0]), exact, why)

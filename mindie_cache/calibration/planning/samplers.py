@@ -34,32 +34,26 @@ class Sampler:
 
 def sampler_of(scheduler: Any) -> Sampler:
     """Of a scheduler whose timesteps are set."""
-    name, config = type(scheduler).__name__, getattr(scheduler, "config", {})
-    prediction = config.get("prediction_type", "epsilon")
-    if name in FLOW_EULER:
-        random = bool(config.get("stochastic_sampling"))
-        return Sampler(_sigmas(scheduler), not random, "it adds noise in every step" if random else "")
-    if name in NOISE_EULER and prediction == "epsilon":
-        return Sampler(_sigmas(scheduler), True)
-    if name in DDIM and prediction == "epsilon":
-        clips = [key for key in ("clip_sample", "thresholding") if config.get(key)]
-        return Sampler(_ddim(scheduler), not clips, f"{clips[0]} changes its estimates" if clips else "")
-    levels = _sigmas(scheduler)
-    steps = len(scheduler.timesteps)
-    if len(levels) != steps + 1 or not all(a > b for a, b in pairwise(levels)):
+    why, steps = reason_against(scheduler), len(scheduler.timesteps)
+    levels = _ddim(scheduler) if type(scheduler).__name__ in DDIM and _predicts_noise(scheduler) else _sigmas(scheduler)
+    if why and (len(levels) != steps + 1 or not all(a > b for a, b in pairwise(levels))):
         levels = tuple(float(left) for left in range(steps, -1, -1))
-    why = f"{name} with {prediction} does more with an output than to add it"
-    return Sampler(levels, False, why)
+    return Sampler(levels, not why, why)
 
 
-def is_exact(scheduler: Any) -> bool:
-    """Whether a correction may be folded into outputs for this scheduler; its timesteps need not be set."""
+def reason_against(scheduler: Any) -> str:
+    """Why a correction cannot be folded into outputs for this scheduler; empty if it can. Timesteps need not be set."""
     name, config = type(scheduler).__name__, getattr(scheduler, "config", {})
     if name in FLOW_EULER:
-        return not config.get("stochastic_sampling")
-    if config.get("prediction_type", "epsilon") != "epsilon":
-        return False
-    return name in NOISE_EULER or (name in DDIM and not (config.get("clip_sample") or config.get("thresholding")))
+        return f"{name} adds noise in every step" if config.get("stochastic_sampling") else ""
+    if not _predicts_noise(scheduler) or name not in NOISE_EULER + DDIM:
+        return f"{name} does more with an output than to add it to the latents"
+    clips = [key for key in ("clip_sample", "thresholding") if name in DDIM and config.get(key)]
+    return f"{clips[0]} of {name} changes its estimates" if clips else ""
+
+
+def _predicts_noise(scheduler: Any) -> bool:
+    return getattr(scheduler, "config", {}).get("prediction_type", "epsilon") == "epsilon"
 
 
 def _sigmas(scheduler: Any) -> tuple[float, ...]:
