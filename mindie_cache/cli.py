@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mindie_cache.calibration.arguments import add_call
+from mindie_cache.calibration.tuning import arguments as tuning
 from mindie_cache.errors import CacheError
 from mindie_cache.version import __version__
 
@@ -117,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mindie-cache {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands)
+    tuning.add(commands).set_defaults(run=_tune)
     _add_calibrate(commands)
     _add_doctor(commands)
     _add_presets(commands)
@@ -193,15 +196,8 @@ def _add_pipeline(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--model", metavar="DIR", help="folder or repository of the pipeline")
     source.add_argument("--pipeline", metavar="FILE.py:function", help="a function that returns the pipeline")
     add("--name", metavar="NAME", help="what the file calls the model (default: the folder's, or the pipeline's name)")
-    add("--dtype", choices=("bf16", "fp16", "fp32"), help="of --model's weights (default: bf16, on the CPU fp32)")
-    add("--offload", action="store_true", help="keep components on the CPU until they are needed")
     add("--prompt-file", type=Path, metavar="FILE", help="more prompts, one a line")
-    add("--negative-prompt", metavar="TEXT", help="what not to generate")
-    add("--height", type=int, metavar="N", help="pixels (default: the pipeline's)")
-    add("--width", type=int, metavar="N", help="pixels (default: the pipeline's)")
-    add("--frames", type=int, metavar="N", help="of a video (default: the pipeline's)")
-    add("--image", type=Path, action="append", metavar="FILE", help="picture to edit or to start from; repeatable")
-    add("--call", action="append", metavar="NAME=VALUE", help="any other argument of the pipeline's call; repeatable")
+    add_call(group)
     add("--signal", metavar="NAME", help="also fit TeaCache's polynomial: temb, modulated, or an argument of the blocks")
 
 
@@ -253,6 +249,12 @@ def _demo(arguments: argparse.Namespace) -> None:
     model = testbed.load_testbed(device.resolve(arguments.device))
     run_demo(options, model, show=lambda outcomes: print(summary(outcomes), flush=True))
     print(f"\npictures and results.json are in {options.out}")
+
+
+def _tune(arguments: argparse.Namespace) -> None:
+    from mindie_cache.calibration.tuning import command
+
+    print(command.run(arguments))
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:

@@ -43,7 +43,12 @@ def encode(document: Mapping[str, Any]) -> str:
 
 def write(path: str | os.PathLike[str], document: Mapping[str, Any]) -> None:
     """Write `document` as JSON, whole or not at all: what was there stays until the new file is complete."""
-    text, target = encode(document), prepare(path)
+    write_text(path, encode(document))
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text, whole or not at all."""
+    target = prepare(path)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -134,9 +134,9 @@ def assignments(pairs: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def lines(path: Path) -> list[str]:
+def lines(path: Path, argument: str = "--prompt-file") -> list[str]:
     """The prompts of a file, one a line."""
     found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not found:
-        raise ConfigError(f"--prompt-file {path} holds no prompt. Write one a line.")
+        raise ConfigError(f"{argument} {path} holds no prompt. Write one a line.")
     return found

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from mindie_cache import testbed
 from mindie_cache.calibration import loading
+from mindie_cache.calibration.arguments import add_model
 from mindie_cache.calibration.facts import default_of
 from mindie_cache.calibration.pipeline import DEFAULT_PROMPT
 from mindie_cache.calibration.search import findings, scores
@@ -86,27 +87,12 @@ def parser(script: str, text: str, examples: str) -> argparse.ArgumentParser:
         metavar="STACK=MS",
         help="milliseconds of a block of this list, instead of the measured ones; repeatable",
     )
-    _add_model(made)
-    return made
-
-
-def _add_model(made: argparse.ArgumentParser) -> None:
     group = made.add_argument_group("the model")
     source = group.add_mutually_exclusive_group()
     source.add_argument("--pipeline", metavar="DIR", help="folder or repository of a pipeline, or FILE.py:function")
     source.add_argument("--model-file", type=Path, metavar="FILE.py", help="with build() and generate(pipe, prompt, seed)")
-    add = group.add_argument
-    add("--blocks", metavar="NAME", help="the model's list of blocks, if it is not found")
-    add("--guidance", type=float, metavar="X", help="guidance scale (default: 2, or the pipeline's own)")
-    add("--shift", type=float, metavar="X", help="sigma shift (default: 3, or the pipeline's own)")
-    add("--dtype", choices=tuple(loading.DTYPES), help="of a folder's weights (default: bf16, on the CPU fp32)")
-    add("--offload", action="store_true", help="keep components on the CPU until they are needed")
-    add("--negative-prompt", metavar="TEXT", help="what not to generate")
-    add("--height", type=int, metavar="N", help="pixels (default: the pipeline's)")
-    add("--width", type=int, metavar="N", help="pixels (default: the pipeline's)")
-    add("--frames", type=int, metavar="N", help="of a video (default: the pipeline's)")
-    add("--image", type=Path, action="append", metavar="FILE", help="picture to start from; repeatable")
-    add("--call", action="append", metavar="NAME=VALUE", help="any other argument of the pipeline's call; repeatable")
+    add_model(group)
+    return made
 
 
 def main(
@@ -177,7 +163,7 @@ def target_of(options: argparse.Namespace, where: Place) -> Target:
     """
     misplaced = [name for name in _PIPELINE_ONLY if getattr(options, name)]
     if misplaced and not options.pipeline:
-        raise ConfigError(f"--{misplaced[0].replace('_', '-')} is for a pipeline. Add --pipeline, or leave it out.")
+        raise ConfigError(f"--{misplaced[0].replace('_', '-')} is for a pipeline. Name one, or leave it out.")
     if options.pipeline:
         return _pipeline(options, where)
     if options.model_file:

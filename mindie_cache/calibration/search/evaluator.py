@@ -24,7 +24,9 @@ from mindie_cache.calibration.search.scores import Score, measured
 from mindie_cache.calibration.search.store import PROFILE, Evaluation, Store
 from mindie_cache.calibration.search.targets import Target
 from mindie_cache.errors import ConfigError
+from mindie_cache.report import Report
 
+Watch = Callable[[CacheConfig, int, Made, Made], None]
 _POLL = 0.1  # seconds between looks at what other ranks do
 GROWTH, LEAST_KEPT = 3, 6  # of successive halving: a third goes on to three times as many prompts, and at least six do
 
@@ -51,6 +53,7 @@ class Evaluator:
         progress: whether to show a bar.
         halving: whether only the best third of many settings is run on more prompts.
         block_ms: milliseconds of a block, by list of blocks, instead of the measured ones.
+        watch: called after every cached generation with the setting, the prompt, and both generations.
     """
 
     def __init__(
@@ -64,13 +67,15 @@ class Evaluator:
         progress: bool = False,
         halving: bool = True,
         block_ms: Mapping[str, float] | None = None,
+        watch: Watch | None = None,
     ):
         self.target, self.scores, self.store = target, tuple(scores), store
         self.prompts, self._seeds = tuple(prompts), tuple(seeds)
         self.progress, self._halving = progress, halving
-        self._frames = any(score.frames for score in scores)
-        self._block_ms = block_ms or {}
+        self.needs_frames = any(score.frames for score in scores)
+        self._block_ms, self._watch = block_ms or {}, watch
         self._uncached: dict[int, Made] = {}
+        self.generations = 0  # of this process
         self._is_prepared = False
 
     @cached_property
@@ -92,7 +97,7 @@ class Evaluator:
             return
         works: dict[str, Callable[[], Any]] = {"profile": self._measure}
         works |= {f"uncached-{p}": partial(self._make_uncached, p) for p in range(1, len(self.prompts))}
-        self._share_out(works, self._has_prepared, "uncached")
+        self.share_out(works, self._has_prepared, "uncached")
         self._is_prepared = True
 
     def _has_prepared(self, key: str) -> bool:
@@ -111,7 +116,8 @@ class Evaluator:
         self.store.add_baseline(prompt, self._generate(prompt))
 
     def _generate(self, prompt: int, **resumed: Any) -> Made:
-        return self.target.generate(self.prompts[prompt], self._seeds[prompt], frames=self._frames, **resumed)
+        self.generations += 1
+        return self.target.generate(self.prompts[prompt], self._seeds[prompt], frames=self.needs_frames, **resumed)
 
     def uncached(self, prompt: int) -> Made:
         if prompt not in self._uncached:
@@ -119,6 +125,10 @@ class Evaluator:
             assert found is not None, "prepare() has made it"
             self._uncached[prompt] = found
         return self._uncached[prompt]
+
+    def warm_up(self) -> None:
+        """One generation whose time nobody looks at."""
+        self._generate(0)
 
     def evaluate(self, config: CacheConfig, prompt: int) -> Evaluation:
         """One setting on one prompt; from the folder, if it was done before."""
@@ -137,12 +147,14 @@ class Evaluator:
             warnings.simplefilter("always", CacheWarning)
             with enable_cache(self.target.subject, config, num_inference_steps=told, blocks=self.target.blocks) as handle:
                 made = self._generate(prompt, start=start, made=reference)
-                reports = handle.report().models.values()
+                reports = handle.report().models
         for warning in caught:
             if not issubclass(warning.category, CacheWarning):
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        calls = sum(report.calls for report in reports) * steps / (steps - start)
-        reused = sum(report.calls_reused for report in reports)
+        calls = sum(report.calls for report in reports.values()) * steps / (steps - start)
+        reused = sum(report.calls_reused for report in reports.values())
+        if self._watch is not None:
+            self._watch(config, prompt, made, reference)
         return Evaluation(
             key,
             config.to_dict(),
@@ -151,7 +163,23 @@ class Evaluator:
             1 - reused / calls if calls else 1.0,
             made.seconds + sum(reference.step_seconds[:start]),
             tuple([str(warning.message) for warning in caught if issubclass(warning.category, CacheWarning)]),
+            schedules(reports, start),
         )
+
+    def several(self, pairs: Sequence[tuple[CacheConfig, int]], bar: Any = None) -> list[Evaluation]:
+        """Settings on prompts, shared out over the ranks; the bar, if there is one, counts them."""
+        wanted = {key_of(config, prompt): (config, prompt) for config, prompt in pairs}
+        for prompt in sorted({prompt for _, prompt in wanted.values()}):
+            self.prepare_one(prompt)
+        works: dict[str, Callable[[], Any]] = {key: partial(self.evaluate, *pair) for key, pair in wanted.items()}
+        self.share_out(works, lambda key: self.store.get(key) is not None, bar=bar)
+        found = {key: self.store.get(key) for key in wanted}
+        return [entry for pair in pairs if (entry := found[key_of(*pair)]) is not None]
+
+    def prepare_one(self, prompt: int) -> None:
+        """Make the uncached generation of one prompt, without measuring the model."""
+        key = f"uncached-{prompt}"
+        self.share_out({key: partial(self._make_uncached, prompt)}, self._has_prepared)
 
     def run(self, configs: Iterable[CacheConfig], title: str, *, every: bool = False) -> list[Outcome]:
         """Settings on all prompts, in their order; with successive halving those that stay among the best.
@@ -168,7 +196,7 @@ class Evaluator:
                 for prompt in range(count):
                     works[key_of(config.value, prompt)] = partial(self.evaluate, config.value, prompt)
             name = title if len(counts) == 1 else f"{title}, {count} prompt{'s' if count > 1 else ''}"
-            self._share_out(works, lambda key: self.store.get(key) is not None, name)
+            self.share_out(works, lambda key: self.store.get(key) is not None, name)
             if rung + 1 < len(counts):
                 outcomes = [self.outcome(config.value, count) for config in left]
                 points = [(round(one.share, 9), one.scores[self.scores[0].name]) for one in outcomes]
@@ -186,15 +214,19 @@ class Evaluator:
         share = sum(entry.share for entry in entries) / len(entries)
         return Outcome(config, scores, share, sum(entry.seconds for entry in entries) / len(entries), notes)
 
-    def _share_out(self, works: dict[str, Callable[[], Any]], is_done: Callable[[str], bool], title: str) -> None:
-        """Do what no rank has done or is doing; return when all is done. What a dead rank left is done again."""
-        with self._bar(len(works), title) as bar:
-            left = dict(works)
+    def share_out(
+        self, works: dict[str, Callable[[], Any]], is_done: Callable[[str], bool], title: str = "", bar: Any = None
+    ) -> None:
+        """Do what no rank has done or is doing; return when all is done. What a dead rank left is done again. Progress goes
+        to a bar of that title, or to the given one."""
+        with self._bar(len(works), title) as own:
+            bar, left, done = bar or own, dict(works), 0
             while True:
                 self.store.refresh()
                 left = {key: work for key, work in left.items() if not is_done(key)}
                 if bar is not None:
-                    bar.update(len(works) - len(left) - bar.n)
+                    bar.update(len(works) - len(left) - done)
+                done = len(works) - len(left)
                 if not left:
                     return
                 if not self._take_one(left, is_done):
@@ -212,7 +244,7 @@ class Evaluator:
         return False
 
     def _bar(self, total: int, title: str) -> Any:
-        if not self.progress or not total:
+        if not self.progress or not total or not title:
             return nullcontext()
         return tqdm(total=total, desc=title, unit="generation", dynamic_ncols=True)
 
@@ -255,6 +287,19 @@ def _rungs(prompts: int) -> list[int]:
 def _mean(values: Sequence[float | None]) -> float:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if len(known) == len(values) else math.inf
+
+
+def schedules(reports: Mapping[str, Report], start: int = 0) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Of each branch of each model: its name, and the steps in which something was computed anew; those before `start` were
+    taken from an uncached generation."""
+    found: dict[str, list[int]] = {}
+    for model, report in reports.items():
+        for record in report.steps:
+            name = record.branch if len(reports) == 1 else f"{model} {record.branch}"
+            steps = found.setdefault(name, list(range(start)))
+            if not record.reused:
+                steps.append(record.step)
+    return tuple([(name, tuple(steps)) for name, steps in found.items()])
 
 
 def calls_of(target: Target, method: str) -> int:

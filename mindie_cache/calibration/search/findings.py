@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mindie_cache import CacheConfig
+from mindie_cache.calibration import files
 from mindie_cache.calibration.search.cost import ratio_of_shares
 from mindie_cache.calibration.search.evaluator import Evaluator, Outcome
 from mindie_cache.calibration.search.pareto import choose, front
@@ -80,10 +79,19 @@ def conclude(
 
 
 def _ratios(outcome: Outcome, profile: Profile, seconds: float) -> dict[str, float]:
-    config = outcome.config.validated()
+    return {
+        "calls": round(1 / max(outcome.share, 1e-9), 9),  # shares are quotients of counts: rounding is all that differs
+        "time": ratio_of_shares(outcome.share, part_of(outcome.config, profile)),
+        "seconds": seconds / outcome.seconds,
+    }
+
+
+def part_of(config: CacheConfig, profile: Profile) -> float:
+    """The share of a step's time that a setting works on: what its skipped calls save at most."""
+    config = config.validated()
     unit = METHODS[config.method].build(config).unit
     if unit == "forward":
-        part = 1.0
+        part = 1 - profile.outside_ms / profile.work.step
     elif unit == "block":
         part = sum(profile.block_ms) / profile.work.step
         if config.method == "dit_block_cache":  # which blocks are saved is known: they may cost more than others
@@ -92,11 +100,7 @@ def _ratios(outcome: Outcome, profile: Profile, seconds: float) -> dict[str, flo
             part = span * len(profile.block_ms) / (count * profile.work.step)
     else:
         part = profile.attention_share
-    return {
-        "calls": round(1 / max(outcome.share, 1e-9), 9),  # shares are quotients of counts: rounding is all that differs
-        "time": ratio_of_shares(outcome.share, part),
-        "seconds": seconds / outcome.seconds,
-    }
+    return part
 
 
 def write(evaluator: Evaluator, found: Sequence[Findings]) -> list[Path]:
@@ -110,7 +114,7 @@ def write(evaluator: Evaluator, found: Sequence[Findings]) -> list[Path]:
     for one in found:
         path = store.path / f"{one.name}.yaml"
         if one.config is not None:
-            _replace(path, one.config.to_yaml())
+            files.write_text(path, one.config.to_yaml())
             written.append(path)
         elif path.exists():  # of a run with another goal
             path.unlink()
@@ -141,14 +145,6 @@ def _plain(found: Findings) -> dict[str, Any]:
         "front": [row(index) for index in found.front],
         "all": [row(index) for index in range(len(found.rows))],
     }
-
-
-def _replace(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(name, 0o644)
-    os.replace(name, path)
 
 
 def table(found: Findings, most_rows: int = 20) -> str:

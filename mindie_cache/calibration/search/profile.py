@@ -40,6 +40,7 @@ class Profile:
         attention_count: attentions in the blocks.
         attention_ms: of all of them.
         attention_bytes: what they return: what `attention_cache` keeps.
+        outside_ms: the part of `rest_ms` that is not the model's: scheduler, text encoder, decoder.
     """
 
     stacks: tuple[Stack, ...]
@@ -48,6 +49,7 @@ class Profile:
     attention_count: int
     attention_ms: float
     attention_bytes: int
+    outside_ms: float = 0.0
 
     @property
     def work(self) -> Work:
@@ -108,7 +110,8 @@ class Meter:
 
     def __init__(self, target: Target):
         self._target = target
-        self._lists = {name: main_lists(model, _names(target.blocks)) for name, model in models_of(target).items()}
+        self._models = models_of(target)
+        self._lists = {name: main_lists(model, _names(target.blocks)) for name, model in self._models.items()}
         first = next(iter(self._lists.values()))
         bounds = [0]
         for entry in first:
@@ -116,6 +119,7 @@ class Meter:
         self._stacks = tuple([Stack(e.name, a, b) for e, a, b in zip(first, bounds, bounds[1:], strict=False)])
         self._seconds: list[list[float]] = [[] for _ in range(bounds[-1])]  # of each call of each block
         self._attention_seconds: list[float] = []
+        self._model_seconds: list[float] = []
         self._attention_bytes = 0
         self._attention_count = len(attentions(first))
 
@@ -123,6 +127,8 @@ class Meter:
     def watching(self) -> Iterator[None]:
         """Hooks on every block and attention, which wait for the device so that times are theirs."""
         with ExitStack() as stack:
+            for model in self._models.values():
+                self._watch(stack, model, lambda seconds, output: self._model_seconds.append(seconds))
             for lists in self._lists.values():
                 blocks = [block for entry in lists for block in entry.blocks]
                 for index, block in enumerate(blocks):
@@ -183,6 +189,7 @@ class Meter:
             self._attention_count,
             round(1e3 * _total(self._attention_seconds) / steps, 6),
             round(self._attention_bytes / steps),
+            round(1e3 * max(0.0, seconds - sum(self._model_seconds)) / steps, 6),
         )
 
 

@@ -48,6 +48,7 @@ class Evaluation:
         share: calls computed over all calls.
         seconds: measured; where the beginning was taken from the uncached generation, that one's are added.
         notes: warnings.
+        schedule: of each branch, by name, the steps in which nothing was reused.
     """
 
     key: str
@@ -57,6 +58,7 @@ class Evaluation:
     share: float
     seconds: float
     notes: tuple[str, ...] = ()
+    schedule: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 class Store:
@@ -233,7 +235,8 @@ def _parsed(line: bytes, path: Path, number: int) -> Evaluation:
     numbers = [value for value in (*found["scores"].values(), found["share"], found["seconds"]) if value is not None]
     if any(isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) for value in numbers):
         raise _damaged(path, f"{where}a score, share or time is no number")
-    return Evaluation(**{name: found[name] for name in _KINDS}, notes=tuple(found.get("notes", ())))
+    schedule = tuple([(name, tuple(steps)) for name, steps in found.get("schedule", ())])
+    return Evaluation(**{name: found[name] for name in _KINDS}, notes=tuple(found.get("notes", ())), schedule=schedule)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from mindie_cache import testbed
 from mindie_cache.calibration.facts import guidance_name, quiet, shifted
 from mindie_cache.calibration.loading import _executed
+from mindie_cache.calibration.planning import Recorder, Recording, recording, sampler_of
 from mindie_cache.calibration.search.made import Made, as_frames, as_latents, fact, keeper, timed
 from mindie_cache.checks import whole
 from mindie_cache.device import synchronize
 from mindie_cache.errors import ConfigError, did_you_mean
+from mindie_cache.testbed.sampler import initial_noise
 
 
 class Target(Protocol):
@@ -47,6 +49,13 @@ class Target(Protocol):
 
     def generate(self, prompt: str, seed: int, *, frames: bool = False, start: int = 0, made: Made | None = None) -> Made:
         """One generation; with `start`, from that step of `made`, which has a trace."""
+
+    def record(self, prompt: str, seed: int, *, frames: bool = False) -> tuple[Made, Recording]:
+        """One uncached generation, and what the planner needs of it.
+
+        Raises:
+            ConfigError: this target shows no steps.
+        """
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,15 @@ class TestbedTarget:
             result.latents.cpu(), result.videos.cpu() if frames else None, sum(seconds), (begin, *traced[:-1]), seconds
         )
 
+    def record(self, prompt: str, seed: int, *, frames: bool = False) -> tuple[Made, Recording]:
+        made, recorder = self.generate(prompt, seed, frames=frames), Recorder()
+        assert made.latents is not None
+        levels = testbed.sigmas(self.steps, self.shift)
+        noise = initial_noise([seed], made.latents.shape[1:])
+        for step, (before, after) in enumerate(pairwise((noise, *made.trace[1:], made.latents))):
+            recorder.step((after - before) / (levels[step + 1] - levels[step]), after)
+        return made, recorder.result(levels)
+
 
 @dataclass(frozen=True)
 class PipelineTarget:
@@ -126,6 +144,11 @@ class PipelineTarget:
     def _known(self) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(type(self.subject).__call__).parameters
 
+    @property
+    def gives_both(self) -> bool:
+        """Whether one generation shows latents beside frames."""
+        return {"callback_on_step_end", "output_type"} <= self._known.keys()
+
     def facts(self) -> dict[str, Any]:
         parts = {name: fact(value) for name, value in sorted(self.call.items())}
         return {
@@ -154,11 +177,17 @@ class PipelineTarget:
             return Made(last[-1] if last else None, as_frames(output[0]), seconds)
         return Made(as_latents(output[0], type(self.subject).__name__), None, seconds)
 
+    def record(self, prompt: str, seed: int, *, frames: bool = False) -> tuple[Made, Recording]:
+        with shifted(self.subject, self.shift):
+            return _recorded(self.subject.scheduler, lambda: replace(self, shift=None).generate(prompt, seed, frames=frames))
+
 
 @dataclass(frozen=True)
 class UserTarget:
     """A user's own Python file: `build() -> pipe_or_model`, `generate(pipe, prompt, seed) -> latents`, and if frames are to
-    be scored `decode(pipe, latents) -> frames`."""
+    be scored `decode(pipe, latents) -> frames`. To be planned for, a pipeline has a `scheduler` whose `step` it calls; any
+    other model has `sigmas() -> noise levels`, and `generate` an argument `on_step`, a function that it calls after each
+    step with the output after guidance and the new latents."""
 
     subject: Any
     path: Path
@@ -196,10 +225,12 @@ class UserTarget:
         content = hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
         return {"target": self.path.name, "content": content, "steps": self.steps, "blocks": self.blocks}
 
-    def generate(self, prompt: str, seed: int, *, frames: bool = False, start: int = 0, made: Made | None = None) -> Made:
+    def generate(
+        self, prompt: str, seed: int, *, frames: bool = False, start: int = 0, made: Made | None = None, **watched: Any
+    ) -> Made:
         assert start == 0, "a user's own model generates from the beginning"
         title = f"generate of {self.path.name}"
-        latents, seconds = timed(self.device, lambda: self.module.generate(self.subject, prompt, seed), title)
+        latents, seconds = timed(self.device, lambda: self.module.generate(self.subject, prompt, seed, **watched), title)
         kept = as_latents(latents, title)
         if not frames:
             return Made(kept, None, seconds)
@@ -211,3 +242,23 @@ class UserTarget:
             )
         with torch.no_grad():
             return Made(kept, as_frames(decode(self.subject, latents)), seconds)
+
+    def record(self, prompt: str, seed: int, *, frames: bool = False) -> tuple[Made, Recording]:
+        if hasattr(self.subject, "scheduler"):
+            return _recorded(self.subject.scheduler, lambda: self.generate(prompt, seed, frames=frames))
+        watches = "on_step" in inspect.signature(self.module.generate).parameters
+        if not watches or not callable(getattr(self.module, "sigmas", None)):
+            raise ConfigError(
+                f"{self.path} shows no steps, so nothing can be planned. Define sigmas() -> noise levels, and give generate "
+                "an argument on_step=None, to be called after each step with the guided output and the new latents."
+            )
+        recorder = Recorder()
+        made = self.generate(prompt, seed, frames=frames, on_step=recorder.step)
+        return made, recorder.result(self.module.sigmas())
+
+
+def _recorded(scheduler: Any, generate: Callable[[], Made]) -> tuple[Made, Recording]:
+    with recording(scheduler) as recorder:
+        made = generate()
+    sampler = sampler_of(scheduler)
+    return made, recorder.result(sampler.levels, sampler.exact, sampler.why)

@@ -1,0 +1,255 @@
+"""The whole of tuning: record, plan, try the other methods, verify, choose. Everything finished is on disk at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindie_cache.calibration.planning import Plan, Recording, make_plan
+from mindie_cache.calibration.search import scores
+from mindie_cache.calibration.search.evaluator import Evaluator, Outcome
+from mindie_cache.calibration.search.ranks import Place
+from mindie_cache.calibration.search.store import Store
+from mindie_cache.calibration.search.targets import Target
+from mindie_cache.calibration.tuning.aim import Aim
+from mindie_cache.calibration.tuning.climb import Climb
+from mindie_cache.calibration.tuning.frames import FOLDER, Album
+from mindie_cache.calibration.tuning.ladders import PLAN, Ladder, Rung, ladders, spread
+from mindie_cache.calibration.tuning.verify import Verification
+from mindie_cache.errors import ConfigError
+
+STATE, PICTURED = "state", 3
+FINALISTS = 4
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to tune, and how.
+
+    Args:
+        recorded: prompts (text, seed) that are recorded, and that settings are chosen on.
+        held_out: prompts that only finalists are run on.
+        methods: see `ladders`.
+        front: budgets of the plan, beside the finalists, that are verified too.
+        minutes: after so many no further setting is begun; what is found is verified.
+        frames: whether held-out prompts are decoded, for PSNR and pictures.
+        scores: further ones that are written down for held-out prompts.
+    """
+
+    aim: Aim
+    recorded: tuple[tuple[str, int], ...]
+    held_out: tuple[tuple[str, int], ...]
+    methods: tuple[str, ...]
+    front: int = 4
+    minutes: float | None = None
+    frames: bool = True
+    scores: tuple[str, ...] = ()
+
+
+@dataclass
+class Stage:
+    """A part of the work: its seconds and generations."""
+
+    title: str
+    seconds: float
+    generations: int
+
+
+@dataclass
+class Tuning:
+    """What was found. `verified` and `outcomes` hold every setting that was run; `chosen` is a key of `verified`."""
+
+    task: Task
+    target: Target
+    plan: Plan | None
+    outcomes: dict[str, tuple[Rung, Outcome, float]]  # by title; with the speed-up by counted work
+    verification: Verification
+    chosen: str
+    album: Album
+    stages: list[Stage] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class Tuner:
+    """Tunes a target in a folder.
+
+    Args:
+        out: the folder; state of an earlier run with the same target and prompts is gone on from.
+        progress: whether to show bars.
+    """
+
+    def __init__(self, target: Target, task: Task, out: Path, where: Place, *, progress: bool = False):
+        self.target, self.task, self.out = target, task, out
+        _refuse_strangers(out)
+        self._end = None if task.minutes is None else time.monotonic() + 60 * task.minutes
+        self._album = Album(out / FOLDER, PICTURED if task.frames else 0)
+        device = where.device.type
+        self.searcher = self._evaluator("search", task.recorded, task.aim.scores, where.rank, device, progress)
+        names = dict.fromkeys((*task.aim.scores, scores.LATENTS, *(("psnr",) if task.frames else ()), *task.scores))
+        self.verifier = self._evaluator(
+            "held-out", task.held_out, tuple(names), where.rank, device, progress, self._album.add
+        )
+        self._stages: list[Stage] = []
+
+    def _evaluator(
+        self,
+        name: str,
+        prompts: Sequence[tuple[str, int]],
+        chosen: Sequence[str],
+        rank: int,
+        device: str,
+        progress: bool,
+        watch: Any = None,
+    ) -> Evaluator:
+        texts, seeds = [text for text, _ in prompts], [seed for _, seed in prompts]
+        header = {"search": f"tune, {name}", **self.target.facts(), "prompts": texts, "seeds": seeds}
+        store = Store(self.out / STATE / name, {**header, "scores": [*chosen], "device": device}, rank)
+        found = [scores.find(score) for score in chosen]
+        return Evaluator(self.target, texts, seeds, found, store, progress=progress, watch=watch)
+
+    def _is_over(self) -> bool:
+        return self._end is not None and time.monotonic() > self._end
+
+    @contextmanager
+    def _stage(self, title: str) -> Iterator[None]:
+        """Adds to what earlier processes have spent on it."""
+        begin, before = time.monotonic(), self._generations
+        try:
+            yield
+        finally:
+            name = f"stage {title}.json"
+            known = self.searcher.store.read(name) or {"seconds": 0.0, "generations": 0}
+            now = Stage(
+                title,
+                known["seconds"] + time.monotonic() - begin,
+                known["generations"] + self._generations - before,
+            )
+            self.searcher.store.write(name, vars(now))
+            self._stages.append(now)
+
+    @property
+    def _generations(self) -> int:
+        return self.searcher.generations + self.verifier.generations
+
+    def run(self) -> Tuning:
+        """All of it; what is on disk already is not done again."""
+        notes: list[str] = []
+        with self._stage("uncached generations, recorded"):
+            recording, plan = self._recorded(notes)
+            self.searcher.prepare()
+        found, unfit = ladders(self.task.methods, self.searcher, plan, recording)
+        notes += unfit
+        if not found:
+            raise ConfigError("no method of --methods fits this model. " + " ".join(notes))
+        climb = Climb(self.searcher, self.task.aim, self._is_over)
+        with self._stage("search"):
+            candidates = climb.candidates(found)
+            outcomes = self._tried(climb, candidates)
+        notes += climb.notes
+        verification = Verification(self.verifier, self.task.aim, self._is_over)
+        with self._stage("verification on held-out prompts"):
+            verification.run(self._finalists(candidates, outcomes), found)
+        with self._stage("front of the plan"):
+            self._verify_front(verification, found)
+        if self._is_over():
+            notes.append(f"The {self.task.minutes:g} minutes were over before everything had been tried.")
+        if verification.is_short:
+            notes.append("Fewer held-out prompts than asked for were run, for want of time.")
+        chosen = verification.best().rung.title
+        return Tuning(self.task, self.target, plan, outcomes, verification, chosen, self._album, self._stages, notes)
+
+    def _recorded(self, notes: list[str]) -> tuple[Recording | None, Plan | None]:
+        """The recordings of all prompts together, and the plan; the generations serve as uncached ones, too."""
+        if PLAN not in self.task.methods:
+            return None, None
+        works: dict[str, Callable[[], Any]] = {
+            f"recording-{p}": partial(self._record, p) for p in range(len(self.task.recorded))
+        }
+        store = self.searcher.store
+        try:
+            self.searcher.share_out(works, lambda key: store.read(f"{key}.json") is not None, "recording")
+        except ConfigError as error:
+            notes.append(f"{PLAN} was left out: {error}")
+            return None, None
+        parts = [_read(store.read(f"{key}.json") or {}, store.path / f"{key}.json") for key in works]
+        total = sum(parts[1:], start=parts[0])
+        return total, make_plan(total)
+
+    def _record(self, prompt: int) -> None:
+        text, seed = self.task.recorded[prompt]
+        made, recording = self.target.record(text, seed, frames=self.searcher.needs_frames)
+        self.searcher.generations += 1
+        self.searcher.store.add_baseline(prompt, made)
+        values = asdict(recording)
+        plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
+        self.searcher.store.write(f"recording-{prompt}.json", plain)
+
+    def _tried(self, climb: Climb, candidates: Mapping[str, Sequence[Rung]]) -> dict[str, tuple[Rung, Outcome, float]]:
+        """The candidates on the recorded prompts; poor ones are not run on all of them."""
+        rungs = {str(rung.config.to_dict()): rung for some in candidates.values() for rung in some}
+        outcomes = self.searcher.run([rung.config for rung in rungs.values()], "candidates")
+        found = {}
+        for outcome in outcomes:
+            rung = rungs[str(outcome.config.to_dict())]
+            found[rung.title] = rung, outcome, climb.speedup(rung, outcome.share)
+        return found
+
+    def _finalists(
+        self, candidates: Mapping[str, Sequence[Rung]], outcomes: Mapping[str, tuple[Rung, Outcome, float]]
+    ) -> dict[str, Rung]:
+        """The best rung of each of the best ladders."""
+
+        def rank(rung: Rung) -> tuple[bool, float]:
+            _, outcome, speedup = outcomes[rung.title]
+            return self.task.aim.rank(speedup, outcome.scores)
+
+        best: dict[str, Rung] = {}
+        for title, rungs in candidates.items():
+            known = [rung for rung in rungs if rung.title in outcomes]
+            if known:
+                best[title] = min(known, key=rank)
+        ordered = sorted(best, key=lambda title: rank(best[title]))
+        return {title: best[title] for title in ordered[:FINALISTS]}
+
+    def _verify_front(self, verification: Verification, found: Sequence[Ladder]) -> None:
+        plan = next((ladder for ladder in found if ladder.title == PLAN), None)
+        if plan is not None and self.task.front and not self._is_over():
+            verification.verify(spread(plan, self.task.front), "front of the plan")
+
+
+def verified_plan(tuning: Tuning) -> Plan | None:
+    """The plan with the errors that were measured on held-out prompts, at the chosen budget if a plan was chosen."""
+    if tuning.plan is None:
+        return None
+    steps = tuning.plan.steps_count
+    measured = {title: one.scores[scores.LATENTS] for title, one in tuning.verification.found.items()}
+    front = [replace(e, verified=measured.get(f"plan, {e.budget} of {steps}", e.verified)) for e in tuning.plan.front]
+    chosen = tuning.verification.found[tuning.chosen].rung
+    is_plan = chosen.title.startswith("plan, ")
+    budget = len(chosen.config.options.compute_steps) if is_plan else tuning.plan.budget
+    return replace(tuning.plan, front=tuple(front), budget=budget)
+
+
+def _read(values: dict[str, Any], path: Path) -> Recording:
+    try:
+        return Recording(**{**values, "gram": np.asarray(values["gram"]), "sigmas": np.asarray(values["sigmas"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} is damaged: {error}. Move it away, and it is recorded again.") from None
+
+
+def _refuse_strangers(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file. Name a folder.")
+    strangers = sorted(entry.name for entry in out.iterdir()) if out.exists() else []
+    if strangers and STATE not in strangers:
+        raise ConfigError(
+            f"--out {out} is not empty and holds no tuning (it has {', '.join(strangers[:3])}, but no {STATE}/). Nothing "
+            "was changed. Choose another folder."
+        )
