@@ -1,4 +1,4 @@
-"""Plans on schedulers and pipelines of diffusers: the folded correction beside the latents repaired by hand, in float64."""
+"""Plans on schedulers and pipelines of diffusers: the folded correction beside schedulers that get repaired outputs."""
 
 from __future__ import annotations
 
@@ -22,23 +22,40 @@ from mindie_cache.calibration.planning.samplers import reason_against
 
 STEPS = 12
 SCHEDULE = (0, 2, 5, 9, 11)
-EXACT = {
+V = {"prediction_type": "v_prediction"}
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+COG = {**V, "rescale_betas_zero_snr": True, "snr_shift_scale": 1.0, "timestep_spacing": "trailing"}
+ONE_STEP = {
     "flow": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
     "flow, dynamic shift": lambda: diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
     "euler": lambda: diffusers.EulerDiscreteScheduler(),
+    "euler v": lambda: diffusers.EulerDiscreteScheduler(**V),
+    "euler edm": lambda: diffusers.EDMEulerScheduler(),
     "ddim": lambda: diffusers.DDIMScheduler(clip_sample=False),
     "ddim, to one": lambda: diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+    "ddim v": lambda: diffusers.DDIMScheduler(clip_sample=False, **V),
+    "cogvideox": lambda: diffusers.CogVideoXDDIMScheduler(**COG),
 }
+MULTISTEP = {
+    "unipc": lambda: diffusers.UniPCMultistepScheduler(**FLOW),
+    "unipc, noise": lambda: diffusers.UniPCMultistepScheduler(),
+    "dpm": lambda: diffusers.DPMSolverMultistepScheduler(**FLOW),
+    "dpm, noise": lambda: diffusers.DPMSolverMultistepScheduler(),
+    "dpm, karras": lambda: diffusers.DPMSolverMultistepScheduler(use_karras_sigmas=True),
+    "dpm edm": lambda: diffusers.EDMDPMSolverMultistepScheduler(),
+    "deis": lambda: diffusers.DEISMultistepScheduler(),
+}
+LINEAR = ONE_STEP | MULTISTEP
 OTHER = {
-    "stochastic": lambda: diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
-    "unipc": lambda: diffusers.UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-    ),
-    "dpm": lambda: diffusers.DPMSolverMultistepScheduler(),
-    "ddim v": lambda: diffusers.DDIMScheduler(prediction_type="v_prediction", clip_sample=False),
-    "ddim clipping": lambda: diffusers.DDIMScheduler(),
-    "euler v": lambda: diffusers.EulerDiscreteScheduler(prediction_type="v_prediction"),
-    "cogvideox": lambda: diffusers.CogVideoXDDIMScheduler(prediction_type="v_prediction"),
+    "stochastic": (lambda: diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "noise"),
+    "lcm": (lambda: diffusers.FlowMatchLCMScheduler(), "noise"),
+    "ancestral": (lambda: diffusers.EulerAncestralDiscreteScheduler(), "noise"),
+    "dpm sde": (lambda: diffusers.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", **FLOW), "noise"),
+    "ddpm": (lambda: diffusers.DDPMScheduler(), "noise"),
+    "ddim clipping": (lambda: diffusers.DDIMScheduler(), "bounds"),
+    "ddim thresholding": (lambda: diffusers.DDIMScheduler(clip_sample=False, thresholding=True), "bounds"),
+    "dpm thresholding": (lambda: diffusers.DPMSolverMultistepScheduler(thresholding=True), "bounds"),
+    "cogvideox dpm": (lambda: diffusers.CogVideoXDPMScheduler(**COG), "cannot be tried"),
 }
 NOISE = torch.randn(1, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 WEIGHTS = torch.randn(5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64) / 3
@@ -62,69 +79,135 @@ def scaled(scheduler, latents, t):
     return scheduler.scale_model_input(latents, t) if hasattr(scheduler, "scale_model_input") else latents
 
 
-def by_agent(scheduler, gain):
-    levels = sampler_of(scheduler).levels
-    options = {"compute_steps": SCHEDULE, "sigmas": levels, "gain": gain}
+def unaware(hidden_states, timestep):
+    """Its output is the same for all latents."""
+    return torch.sin(WEIGHTS[:1] * 5 + timestep / 300).expand_as(hidden_states)
+
+
+def by_agent(scheduler, gain, model):
+    options = {"compute_steps": SCHEDULE, "sigmas": sampler_of(scheduler).levels, "gain": gain}
     agent, x = CacheAgent(CacheConfig("plan", 1, STEPS, options=options)), start(scheduler)
     for t in scheduler.timesteps:
-        out = agent.apply(network, hidden_states=scaled(scheduler, x, t), timestep=float(t))
+        out = agent.apply(model, hidden_states=scaled(scheduler, x, t), timestep=float(t))
         x = scheduler.step(out, t, x).prev_sample
     return x
 
 
 def start(scheduler):
-    return NOISE * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    return NOISE * min(20.0, float(getattr(scheduler, "init_noise_sigma", 1.0)))
 
 
-def by_hand(scheduler, gain):
-    """Estimates go into the scheduler; the repair is added to its latents, in the coordinates in which its steps add up."""
-    u, x, known, since = np.array(sampler_of(scheduler).levels), start(scheduler), {}, []
-    for index, t in enumerate(scheduler.timesteps):
+def replayed(make, outputs):
+    """A scheduler that was given these outputs, and its latents."""
+    scheduler = started(make)
+    x = start(scheduler)
+    for t, out in zip(scheduler.timesteps, outputs, strict=False):
+        scaled(scheduler, x, t)
+        x = scheduler.step(out, t, x).prev_sample
+    return scheduler, x
+
+
+def by_hand(make, gain, model):
+    """After every gap its estimates are repaired, and all steps are made again by a new scheduler."""
+    u, known, outputs, since = np.array(sampler_of(started(make)).levels), {}, [], []
+    for index in range(STEPS):
         places = sorted(known)[-2:]
         p, i = (places[0] if len(places) > 1 else None), (places[-1] if places else None)
 
         def line(at, p=p, i=i):
             return known[i] if p is None else known[i] + (u[at] - u[i]) / (u[i] - u[p]) * (known[i] - known[p])
 
-        computes = index in SCHEDULE
-        out = network(scaled(scheduler, x, t), float(t)) if computes else line(index)
-        x = scheduler.step(out, t, x).prev_sample
-        if computes and since and index < STEPS - 1:
-            weight = gain * sum((u[s + 1] - u[s]) * share(u, p, i, index, s) for s in since)
-            x = x + weight * (out - line(index)) * unit(scheduler, index)
-        known.update({index: out} if computes else {})
-        since = [] if computes else [*since, index]
-    return x
+        if index not in SCHEDULE:
+            outputs.append(line(index))
+            since.append(index)
+            continue
+        scheduler, x = replayed(make, outputs)
+        t = scheduler.timesteps[index]
+        out = model(scaled(scheduler, x, t), float(t))
+        if index < STEPS - 1:
+            for s in since:
+                outputs[s] = outputs[s] + gain * share(u, p, i, index, s) * (out - line(index))
+        known[index], since = out, []
+        outputs.append(out)
+    return replayed(make, outputs)[1]
 
 
-def unit(scheduler, index):
-    """The latents after step `index` in those coordinates: DDIM's are divided by sqrt(a)."""
-    if not isinstance(scheduler, diffusers.DDIMScheduler):
-        return 1.0
-    u = sampler_of(scheduler).levels[index + 1]
-    return (1 / (1 + u**2)) ** 0.5
-
-
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", ONE_STEP)
 @pytest.mark.parametrize("gain", [0.0, 1.0])
-def test_the_folded_correction_is_exact(name, gain):
-    scheduler = started(EXACT[name])
+def test_the_folded_correction_repairs_the_latents_of_the_next_step(name, gain):
+    """Also for a network that looks at latents: from the computed step on they are the repaired ones."""
+    found = by_agent(started(ONE_STEP[name]), gain, network)
+    wanted = by_hand(ONE_STEP[name], gain, network)
+    assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-5)  # schedulers go through float32 here and there
+
+
+@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("gain", [0.5, 1.0])
+def test_the_folded_correction_repairs_the_final_latents(name, gain):
+    """Multistep schedulers keep the correction in their history, and the factor allows for what it does from there."""
+    found = by_agent(started(LINEAR[name]), gain, unaware)
+    wanted = by_hand(LINEAR[name], gain, unaware)
+    without = by_hand(LINEAR[name], 0.0, unaware)
+    assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found, without, rtol=0, atol=3e-4)
+
+
+def test_levels_are_those_of_the_theory():
+    """Flow: sigma. Noise by DDIM: noise over signal, times the final signal. v by DDIM: x' = cos(d) x - sin(d) v, where d is
+    the step of the angle whose cosine is the signal (Salimans and Ho, 2022)."""
+    flow = started(ONE_STEP["flow"])
+    assert sampler_of(flow).levels == pytest.approx(flow.sigmas.tolist(), abs=1e-6)
+    ddim = started(ONE_STEP["ddim, to one"])
+    last = int(ddim.timesteps[-1]) - 1000 // STEPS
+    signal = np.sqrt([*[float(ddim.alphas_cumprod[t]) for t in ddim.timesteps], float(ddim.alphas_cumprod[max(last, 0)])])
+    ratio = np.sqrt(1 - signal**2) / signal
+    assert np.diff(sampler_of(ddim).levels) == pytest.approx(signal[-1] * np.diff(ratio), rel=1e-6)
+    turning = started(ONE_STEP["ddim v"])
+    signal = np.sqrt([*[float(turning.alphas_cumprod[t]) for t in turning.timesteps], 1.0])
+    turns = -np.diff(np.arccos(signal))
+    wanted = [-np.sin(turn) * np.prod(np.cos(turns[at + 1 :])) for at, turn in enumerate(turns)]
+    assert np.diff(sampler_of(turning).levels) == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_linear_schedulers_are_recognised(name):
+    before = torch.get_rng_state()
+    scheduler = started(LINEAR[name])
     sampler = sampler_of(scheduler)
     assert sampler.exact
-    assert not reason_against(scheduler)
+    assert not sampler.why
+    assert not reason_against(LINEAR[name]())  # before its timesteps are set
     assert len(sampler.levels) == STEPS + 1
     assert all(a > b for a, b in itertools.pairwise(sampler.levels))
-    found, wanted = by_agent(scheduler, gain), by_hand(started(EXACT[name]), gain)
-    assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-7)  # schedulers go through float32 here and there
+    assert sampler_of(scheduler) == sampler  # it is as it was
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("name", OTHER)
 def test_other_schedulers_get_no_correction(name):
-    scheduler = started(OTHER[name])
+    make, why = OTHER[name]
+    before = torch.get_rng_state()
+    scheduler = started(make)
     sampler = sampler_of(scheduler)
     assert not sampler.exact
-    assert sampler.why == reason_against(scheduler) != ""
+    assert sampler.why == reason_against(make())
+    assert why in sampler.why
+    assert type(scheduler).__name__ in sampler.why
     assert len(sampler.levels) == STEPS + 1
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: diffusers.DPMSolverMultistepScheduler(solver_order=3, **FLOW),  # a late output is subtracted in the end
+        lambda: diffusers.DDIMScheduler(clip_sample=False, prediction_type="sample"),  # the last output is the result
+    ],
+)
+def test_outputs_that_cannot_carry_what_others_were_off(make):
+    sampler = sampler_of(started(make))
+    assert not sampler.exact
+    assert "count for nothing, or with another sign" in sampler.why
 
 
 # ------------------------------------------------------------------------------------------------------------- pipelines
@@ -138,11 +221,21 @@ def planned(name, budget, steps=8):
     return pipe, plan(pipe, ["a red ball", "two blue cubes"], budget=budget, **call)
 
 
-@pytest.mark.parametrize("name", ["flux", "qwen-image", "sd3"])
+PIPELINES = {
+    "flux": "FlowMatchEulerDiscreteScheduler",
+    "qwen-image": "FlowMatchEulerDiscreteScheduler",
+    "sd3": "FlowMatchEulerDiscreteScheduler",
+    "wan": "UniPCMultistepScheduler",
+    "cogvideox": "CogVideoXDDIMScheduler",
+    "pixart-sigma": "DPMSolverMultistepScheduler",
+}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
 def test_a_plan_on_a_pipeline(name, tmp_path):
     pipe, found = planned(name, 5)
     assert found.provenance["samples"] == 2
-    assert found.provenance["scheduler"] == "FlowMatchEulerDiscreteScheduler"
+    assert found.provenance["scheduler"] == PIPELINES[name]
     assert found.chosen.gain == 1.0
     bare = latents(name, pipe, steps=8)
     found.save(tmp_path / "plan.json")
@@ -164,14 +257,16 @@ def test_a_plan_of_all_steps_changes_nothing():
         assert torch.equal(latents("flux", pipe, steps=8), bare)
 
 
-def test_a_multistep_scheduler_gets_a_plan_without_correction(tmp_path):
-    pipe, found = planned("wan", 5)
-    assert type(pipe.scheduler).__name__ == "UniPCMultistepScheduler"
+def test_a_scheduler_with_noise_gets_a_plan_without_correction(tmp_path):
+    pipe = TINY["flux"].build()
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    call = {"num_inference_steps": 8, "height": 64, "width": 64, "max_sequence_length": 16}
+    found = plan(pipe, ["a red ball"], budget=5, **call)
     assert {entry.gain for entry in found.front} == {0.0}
-    assert "UniPC" in found.provenance["no correction"]
+    assert "adds noise" in found.provenance["no correction"]
     found.save(tmp_path / "plan.json")
     with enable_cache(pipe, tmp_path / "plan.json") as handle:
-        latents("wan", pipe, steps=8)
+        latents("flux", pipe, steps=8)
         assert "without correction" in str(handle.report())
 
 

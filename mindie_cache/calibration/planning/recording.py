@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mindie_cache.calibration.planning.samplers import sampler_of
+from mindie_cache.calibration.planning.samplers import Sampler, sampler_of
 from mindie_cache.errors import ModelExecError, ParametersInvalid
 
 
@@ -21,10 +21,10 @@ class Recording:
 
     Args:
         gram: ``(steps, steps)``: inner products of the outputs after guidance, summed over samples.
-        sigmas: ``(steps + 1,)``: noise levels, falling.
+        sigmas: ``(steps + 1,)``: noise levels, or other coordinates in which steps add up, falling: see `samplers`.
         energy: sum of the squares of the final latents, over samples.
         samples: how many generations.
-        exact: whether the sampler adds outputs to latents, so that a correction can be folded into them; else `why` not.
+        exact: whether the sampler is linear, so that a correction can be folded into outputs; else `why` not.
     """
 
     gram: np.ndarray
@@ -50,8 +50,10 @@ class Recorder:
     """Takes the outputs of one uncached generation, or of a batch of them, step by step.
 
     They are kept on the host in float32 until the generation is over: steps times the size of the latents. After that
-    only steps x steps numbers are left.
+    only steps x steps numbers are left. `sampler`: of the scheduler as it was at the first step.
     """
+
+    sampler: Sampler | None = None
 
     def __init__(self) -> None:
         self._outputs: list[Tensor] = []
@@ -97,6 +99,7 @@ def recording(scheduler: Any) -> Iterator[Recorder]:
     inner = scheduler.step
 
     def step(model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
+        recorder.sampler = recorder.sampler or sampler_of(scheduler)
         result = inner(model_output, *args, **kwargs)
         recorder.step(model_output, result[0] if isinstance(result, tuple) else result.prev_sample)
         return result
@@ -141,5 +144,10 @@ def record(pipe: Any, **call: Any) -> Recording:
     """
     with recording(pipe.scheduler) as recorder:
         pipe(**call)
-    sampler = sampler_of(pipe.scheduler)
+    sampler = recorder.sampler
+    if sampler is None:
+        raise ParametersInvalid(
+            f"{type(pipe).__name__} made no step with its scheduler, so nothing was recorded. Plans need pipelines "
+            "that call pipe.scheduler.step."
+        )
     return recorder.result(sampler.levels, sampler.exact, sampler.why)
