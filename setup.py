@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "mindie_cache/version.py").read_text())[1]
 OPS = ["mindie_cache.ops", *(f"mindie_cache.ops.{name}" for name in find_packages("ops"))]
 
-TESTS = ["pytest", "pytest-xdist", "hypothesis", "build", "matplotlib"]
+TESTS = ["pytest", "pytest-xdist", "hypothesis", "build", "matplotlib", "playwright"]
 ZOO = ["diffusers==0.42.1", "transformers", "accelerate", "peft", "sentencepiece", "ftfy"]  # what the tests run on
 
 setup(
@@ -25,6 +25,7 @@ setup(
     package_dir={"mindie_cache.ops": "ops"},
     package_data={
         "mindie_cache": ["py.typed"],
+        "mindie_cache.calibration.tuning.report": ["*.css", "*.js"],
         "mindie_cache.testbed": ["*.safetensors", "*.json"],
         "mindie_cache.presets": ["*.json"],
     },
