@@ -10,8 +10,9 @@ import torch
 
 from mindie_cache.calibration.facts import default_of, guidance_name, quiet, sigma_shift
 from mindie_cache.calibration.planning.plan import Entry, Plan
-from mindie_cache.calibration.planning.program import GAP_FACTOR, Program
+from mindie_cache.calibration.planning.program import GAP_FACTOR
 from mindie_cache.calibration.planning.recording import Recording, record
+from mindie_cache.calibration.planning.relay import program_of
 from mindie_cache.doctor import NOT_INSTALLED, versions
 from mindie_cache.errors import ParametersInvalid
 from mindie_cache.hooks.handle import has_cache
@@ -41,13 +42,15 @@ def make_plan(
     """
     steps = len(recording.sigmas) - 1
     gain = 1.0 if recording.exact else 0.0
-    expected = Program(recording.gram, recording.sigmas, gain, GROWTH[0])
+    expected = program_of(recording, gain, GROWTH[0])
     entries: dict[int, Entry] = {}
     for growth in GROWTH:
         budgets = [each for each in range(2, steps + 1) if usual_growth(steps, each) == growth]
-        for each, schedule in Program(recording.gram, recording.sigmas, gain, growth).solve(budgets, factor).items():
+        for each, schedule in program_of(recording, gain, growth).solve(budgets, factor).items():
             entries[each] = Entry(schedule.steps, gain, expected.cost(schedule.steps) / recording.energy)
     noted = {**(provenance or {}), "samples": recording.samples}
+    if len(recording.starts) > 1:
+        noted["experts begin at"] = list(recording.starts)
     if not recording.exact:
         noted["no correction"] = recording.why
     front = tuple(entries[each] for each in sorted(entries))

@@ -72,6 +72,10 @@ class Program:
             found.update(self._solve(some, limit))
         return dict(sorted(found.items()))
 
+    def within(self, limit: int) -> dict[int, Schedule]:
+        """The best schedule for each number of computed steps that has one whose gaps are at most `limit`."""
+        return self._solve(list(range(2, self.steps_count + 1)), min(limit, self.steps_count - 1))
+
     def cost(self, schedule: tuple[int, ...]) -> float:
         """The predicted squared error of any schedule that begins with step 0."""
         total, before = 0.0, -1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from mindie_cache.calibration.planning.samplers import Sampler, sampler_of
 from mindie_cache.errors import ModelExecError, ParametersInvalid
+
+EXPERTS = "transformer", "transformer_2"  # as pipelines name them
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Recording:
         energy: sum of the squares of the final latents, over samples.
         samples: how many generations.
         exact: whether the sampler is linear, so that a correction can be folded into outputs; else `why` not.
+        starts: the steps at which a model takes over from another one, and 0: Wan2.2 has two experts.
     """
 
     gram: np.ndarray
@@ -33,11 +36,17 @@ class Recording:
     samples: int
     exact: bool = True
     why: str = ""
+    starts: tuple[int, ...] = (0,)
 
     def __add__(self, other: Recording) -> Recording:
         """Both together: plans for several prompts are made from the sum."""
         if self.sigmas.shape != other.sigmas.shape or not np.allclose(self.sigmas, other.sigmas, rtol=1e-5, atol=1e-6):
             raise ParametersInvalid("Recordings with different noise levels cannot be added: use the same steps and shift.")
+        if self.starts != other.starts:
+            raise ParametersInvalid(
+                f"The experts take turns at steps {list(self.starts)} in one recording and {list(other.starts)} in another. "
+                "Use the same boundary."
+            )
         return replace(
             self,
             gram=self.gram + other.gram,
@@ -51,12 +60,15 @@ class Recorder:
 
     They are kept on the host in float32 until the generation is over: steps times the size of the latents. After that
     only steps x steps numbers are left. `sampler`: of the scheduler as it was at the first step.
+    `model`: the name of the one at work, if there are several.
     """
 
     sampler: Sampler | None = None
+    model = ""
 
     def __init__(self) -> None:
         self._outputs: list[Tensor] = []
+        self._models: list[str] = []
         self._latents = torch.empty(0)
 
     def step(self, output: Tensor, latents: Tensor) -> None:
@@ -65,6 +77,7 @@ class Recorder:
             raise ParametersInvalid(
                 "The latents changed their size while they were recorded. Record one generation at a time."
             )
+        self._models.append(self.model)
         self._outputs.append(output.detach().float().cpu().flatten())
         self._latents = latents.detach()
 
@@ -89,7 +102,8 @@ class Recorder:
         energy = float(self._latents.cpu().double().square().sum())
         if not (np.isfinite(gram).all() and np.isfinite(energy)):
             raise ModelExecError("The recorded generation has NaN or infinite numbers. Look for overflow, e.g. in fp16.")
-        return Recording(gram, levels, energy, int(self._latents.shape[0]), exact, why)
+        starts = tuple(step for step, name in enumerate(self._models) if not step or name != self._models[step - 1])
+        return Recording(gram, levels, energy, int(self._latents.shape[0]), exact, why, starts)
 
 
 @contextmanager
@@ -136,13 +150,32 @@ def record_testbed(model: Any, prompts: Sequence[str], *, seeds: Sequence[int], 
     return recorder.result(levels)
 
 
+@contextmanager
+def _experts(pipe: Any, recorder: Recorder) -> Iterator[None]:
+    """Tell the recorder which of several models is at work."""
+
+    def tell(name: str) -> Callable[..., None]:
+        def begin(*_: Any) -> None:
+            recorder.model = name
+
+        return begin
+
+    found = {name: getattr(pipe, name, None) for name in EXPERTS}
+    hooks = [one.register_forward_pre_hook(tell(name)) for name, one in found.items() if isinstance(one, torch.nn.Module)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def record(pipe: Any, **call: Any) -> Recording:
     """Generate once with a pipeline of diffusers, without a cache, and record it.
 
     Args:
         call: arguments of the pipeline: prompt, generator, num_inference_steps, ...
     """
-    with recording(pipe.scheduler) as recorder:
+    with recording(pipe.scheduler) as recorder, _experts(pipe, recorder):
         pipe(**call)
     sampler = recorder.sampler
     if sampler is None:

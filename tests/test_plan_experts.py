@@ -1,0 +1,115 @@
+"""Plans for pipelines whose models take turns: the program against brute force, and what each expert of Wan2.2 computes."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_plan import error_of, levels, recorded, walk
+
+from mindie_cache import ParametersInvalid
+from mindie_cache.calibration.planning import make_plan
+from mindie_cache.calibration.planning.program import Program, largest_gap
+from mindie_cache.calibration.planning.relay import Relay
+
+
+def error_in_turns(v, u, schedule, starts, gain):
+    """A turn is a generation of its own, that knows nothing of the one before, and goes on until the next one's first step,
+    which corrects nothing."""
+    total = 0.0
+    for begin, end in itertools.pairwise((*starts, len(v))):
+        stop = min(end + 1, len(v))
+        inside = tuple(step - begin for step in schedule if begin <= step < stop)
+        total += error_of(v[begin:stop], u[begin : stop + 1], inside, gain)
+    return total
+
+
+@pytest.mark.parametrize("starts", [(0, 4), (0, 1), (0, 8), (0, 3, 6)])
+@pytest.mark.parametrize("gain", [0.0, 1.0])
+def test_turns_are_planned_as_well_as_by_trying_everything(starts, gain):
+    steps = 9
+    v, u = walk(steps, seed=5), levels(steps)
+    relay = Relay(v @ v.T, u, gain, 0.0, starts)
+    budgets = list(range(2, steps + 1))
+    found = relay.solve(budgets)
+    always = {*starts, steps - 1}
+    for budget in budgets:
+        limit = largest_gap(steps, budget)
+        schedules = itertools.combinations(range(steps), budget)
+        allowed = [one for one in schedules if always <= set(one) and max(np.diff(one)) <= limit]
+        assert (budget in found) == bool(allowed)
+        if allowed:
+            best = min(error_in_turns(v, u, s, starts, gain) for s in allowed)
+            assert len(found[budget].steps) == budget
+            assert found[budget].predicted == pytest.approx(best, rel=1e-9, abs=1e-9)
+            assert relay.cost(found[budget].steps) == pytest.approx(best, rel=1e-9, abs=1e-9)
+
+
+def test_one_turn_is_the_program():
+    v, u = walk(9), levels(9)
+    budgets = list(range(2, 10))
+    assert Relay(v @ v.T, u, 1.0, 3.0, (0,)).solve(budgets) == Program(v @ v.T, u, 1.0, 3.0).solve(budgets)
+
+
+def test_recordings_of_other_turns_are_not_added():
+    one = recorded(walk(6), levels(6))
+    with pytest.raises(ParametersInvalid, match=r"\[0, 2\] in one recording and \[0, 3\] in another"):
+        replace(one, starts=(0, 2)) + replace(one, starts=(0, 3))
+
+
+def test_the_plan_says_where_experts_begin():
+    found = make_plan(replace(recorded(walk(8), levels(8)), starts=(0, 3)))
+    assert found.provenance["experts begin at"] == [0, 3]
+    assert all(3 in entry.steps for entry in found.front)
+
+
+# ------------------------------------------------------------------------------------------------------------- Wan2.2
+
+
+def wan22(budget, steps=8):
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    from hooked import TINY
+
+    from mindie_cache.calibration.planning import plan
+
+    pipe, call = TINY["wan22"].build(), TINY["wan22"].call(steps=steps)
+    for name in ("prompt", "generator", "output_type"):
+        call.pop(name)
+    return pipe, plan(pipe, ["a red ball", "two blue cubes"], budget=budget, **call)
+
+
+def test_each_expert_runs_its_part_of_the_plan(tmp_path):
+    pipe, found = wan22(5)
+    from hooked import latents, marks
+
+    from mindie_cache import enable_cache
+
+    assert found.provenance["experts begin at"] == [0, 4]
+    assert not any(model._forward_pre_hooks for model in (pipe.transformer, pipe.transformer_2))
+    bare = latents("wan22", pipe, steps=8)
+    for budget in (3, 5, 6):
+        chosen = found.choose(budget=budget)
+        chosen.save(tmp_path / "plan.json")
+        wanted = "".join("#" if step in chosen.chosen.steps else "." for step in range(8))
+        with enable_cache(pipe, tmp_path / "plan.json") as handle:
+            cached = latents("wan22", pipe, steps=8)
+            reports = [marks(report) for report in handle.report().models.values()]
+        assert [set(report.values()) for report in reports] == [{wanted[:4]}, {"____" + wanted[4:]}]
+        assert 0 < float((cached - bare).square().sum() / bare.square().sum()) < 0.05
+
+
+def test_a_plan_that_knows_no_experts_still_computes_where_one_begins():
+    """The first step of the second expert has nothing to reuse; the number of the step is that of the generation."""
+    pipe, found = wan22(5)
+    from hooked import latents, marks
+
+    from mindie_cache import enable_cache
+
+    options = {"compute_steps": (0, 2, 6, 7), "sigmas": found.sigmas, "gain": 1.0}
+    with enable_cache(pipe, {"method": "plan", "options": options}) as handle:
+        latents("wan22", pipe, steps=8)
+        reports = [set(marks(report).values()) for report in handle.report().models.values()]
+    assert reports == [{"#.#."}, {"____#.##"}]
