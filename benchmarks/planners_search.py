@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from time import process_time
 
@@ -23,6 +23,7 @@ from mindie_cache.testbed import generate
 
 Steps = tuple[int, ...]
 EVALUATIONS, ANNEALED = 200, 130  # the rest climbs
+TRIES = 20  # a move to a schedule that is known costs nothing
 WARM, COLD = 3.0, 0.1  # dB: a loss that is accepted in one of e tries, at the beginning and at the end
 LONGEST = 12  # gap that LeMiCa's graph has
 
@@ -49,7 +50,9 @@ def anneal(steps: int, budget: int, score: Callable[[Steps], float], evaluations
     now = uniform(steps, budget)
     value(now)
     annealed = max(1, evaluations * ANNEALED // EVALUATIONS)
-    while len(known) < annealed:
+    for _ in range(TRIES * annealed):
+        if len(known) >= annealed:
+            break
         heat = WARM * (COLD / WARM) ** (len(known) / annealed)
         moved = _moved(now, draw)
         gain = value(moved) - value(now)
@@ -58,7 +61,8 @@ def anneal(steps: int, budget: int, score: Callable[[Steps], float], evaluations
     while len(known) < evaluations:
         best = max(known, key=known.__getitem__)
         near = [moved for moved in _neighbours(best) if moved not in known]
-        value(near[0] if near else _moved(best, draw))
+        moved = near[0] if near else _moved(best, draw)
+        value(moved if moved not in known else _moved(draw.choice([*known]), draw))
     return max(known, key=known.__getitem__)
 
 
@@ -115,21 +119,28 @@ class Graph:
         self._steps = steps
 
     def path(self, budget: int) -> Steps:
-        """The path of so many computed steps whose largest edge is smallest, then its second largest, and so on.
+        return smallest_largest(self.weights, self._steps, budget)
 
-        Such orders are kept when the same edge is added to both sides, so the best path to each step is enough.
-        """
-        best: dict[int, tuple[tuple[float, ...], Steps]] = {0: ((), (0,))}
-        for _ in range(budget - 1):
-            following: dict[int, tuple[tuple[float, ...], Steps]] = {}
-            for i, (weights, path) in best.items():
-                for j in range(i + 1, self._steps):
-                    if j > i + 1 and (i, j) not in self.weights:
-                        break
-                    new = tuple(sorted((*weights, self.weights.get((i, j), 0.0)), reverse=True)), (*path, j)
-                    following[j] = min(following.get(j, new), new)
-            best = following
-        return best[self._steps - 1][1]
+
+def smallest_largest(weights: Mapping[tuple[int, int], float], steps: int, budget: int) -> Steps:
+    """The path of `budget` steps from the first to the last one whose largest edge is smallest, then its second largest, ...
+
+    That order stays when the same edge is added to two paths, so the best path to each step is enough.
+
+    Args:
+        weights: of the edges (i, j) with j > i + 1; those to the next step weigh nothing.
+    """
+    ways: dict[int, tuple[tuple[float, ...], Steps]] = {0: ((), (0,))}  # to a step: edges, largest first, and path
+    for _ in range(budget - 1):
+        found: dict[int, tuple[tuple[float, ...], Steps]] = {}
+        for i, (edges, path) in ways.items():
+            for j in range(i + 1, steps):
+                weight = weights.get((i, j)) if j > i + 1 else 0.0
+                if weight is not None:
+                    way = tuple(sorted((*edges, weight), reverse=True)), (*path, j)
+                    found[j] = min(found.get(j, way), way)
+        ways = found
+    return ways[steps - 1][1]
 
 
 def _trace(runs: Runs) -> list[Tensor]:
