@@ -55,3 +55,8 @@ def sigmas():
 def decode(model, latents):
     """Return frames (batch, frames, height, width, 3) in [0, 1]. Only scores on frames need this: psnr, ssim, lpips."""
     return testbed.to_video(latents)
+
+
+def prompts():
+    """Return what `mindie-cache tune` generates, if no --prompts are given. The first two are recorded."""
+    return testbed.all_prompts()[::16]

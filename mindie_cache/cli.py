@@ -107,7 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("mindie-cache: error:", " ".join(str(error).split()), file=sys.stderr)  # messages of parsers span lines
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print("mindie-cache: interrupted", file=sys.stderr)
+        going_on = "; the same command goes on where it stopped" if getattr(options, "goes_on", False) else ""
+        print(f"mindie-cache: interrupted{going_on}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return EXIT_OK
 
@@ -119,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mindie-cache {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands)
-    tuning.add(commands).set_defaults(run=_tune)
+    tuning.add(commands).set_defaults(run=_tune, goes_on=True)
     _add_calibrate(commands)
     _add_doctor(commands)
     _add_presets(commands)
@@ -254,7 +255,9 @@ def _demo(arguments: argparse.Namespace) -> None:
 def _tune(arguments: argparse.Namespace) -> None:
     from mindie_cache.calibration.tuning import command
 
-    print(command.run(arguments))
+    found = command.run(arguments)
+    if found:  # one rank of several has it
+        print(found)
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:

@@ -42,14 +42,21 @@ def build():
     return Toy().eval().requires_grad_(False)
 
 
-def generate(model, prompt, seed):
+def generate(model, prompt, seed, on_step=None):
     made.append(prompt)
     if os.environ.get("DIE_RANK") == os.environ.get("RANK", "none") and len(made) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     latents = torch.randn(1, 4, DIM, generator=torch.Generator().manual_seed(seed)) + len(prompt) / 10
     for step in range(STEPS):
-        latents = latents - 0.1 * model(latents, torch.tensor(float(STEPS - step)))
+        output = model(latents, torch.tensor(float(STEPS - step)))
+        latents = latents - 0.1 * output
+        if on_step is not None:
+            on_step(output, latents)
     return latents
+
+
+def sigmas():
+    return [1 - step / STEPS for step in range(STEPS + 1)]
 
 
 def decode(model, latents):

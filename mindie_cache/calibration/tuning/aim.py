@@ -52,5 +52,5 @@ class Aim:
         return not reached, self.error(scores) if by_error else -speedup
 
     def __str__(self) -> str:
-        words = {SPEEDUP: "at least {:g}x faster", MAX_ERROR: "an error of at most {:g}", MIN_PSNR: "at least {:g} dB"}
+        words = {SPEEDUP: "{:g}x", MAX_ERROR: "an error of {:g}", MIN_PSNR: "{:g} dB"}
         return words[self.kind].format(self.value)

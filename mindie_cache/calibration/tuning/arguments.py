@@ -64,7 +64,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argpar
         "--score", action="append", metavar="NAME", help="also measure, on held-out prompts: ssim, lpips, module:function"
     )
     add_to("--budget-minutes", type=float, metavar="M", help="begin nothing new after so long; verify what is found")
-    add_to("--no-pictures", action="store_true", help="do not decode held-out prompts")
+    add_to("--no-pictures", action="store_true", help="do not decode: no PSNR, no pictures, and times without decoder")
     add_to("--steps", type=int, metavar="N", help="denoising steps (default: 30, or the pipeline's own number)")
     add_to("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, npu, npu:0 (default: auto)")
     model = parser.add_argument_group("the model")

@@ -53,14 +53,20 @@ class Climb:
         climbers = [_Climber(ladder, 0, len(ladder.rungs)) for ladder in ladders]
         total = sum([len(one.ladder.rungs).bit_length() for one in climbers if not self._knows(one.ladder.rungs[0])])
         with tqdm(total=total, desc="bisections", unit="generation", disable=not self.evaluator.progress) as bar:
-            while (going := [one for one in climbers if one.low < one.high]) and not self.until():
+            while going := [one for one in climbers if self._goes_on(one)]:
                 probes = [one for one in going if not self._knows(one.ladder.rungs[one.middle])]
                 failed = self._probe(probes, bar)
                 climbers = [one for one in climbers if one not in failed]
                 for one in going:
                     if one in climbers:
                         self._narrow(one)
-        return {one.ladder.title: self._around(one) for one in climbers}
+        late = [one.ladder.title for one in climbers if one.low == 0 and one.high == len(one.ladder.rungs)]
+        if late:
+            self.notes.append(f"{', '.join(late)}: not tried, for want of time.")
+        return {one.ladder.title: self._around(one) for one in climbers if one.ladder.title not in late}
+
+    def _goes_on(self, one: _Climber) -> bool:
+        return one.low < one.high and (self._knows(one.ladder.rungs[one.middle]) or not self.until())
 
     def _knows(self, rung: Rung) -> bool:
         return self.aim.kind == SPEEDUP and rung.share is not None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mindie_cache import testbed
 from mindie_cache.calibration import loading
-from mindie_cache.calibration.search.targets import Target, TestbedTarget
+from mindie_cache.calibration.search.targets import Target, TestbedTarget, UserTarget
 from mindie_cache.calibration.testbed import DEFAULT_PROMPTS
 from mindie_cache.errors import ConfigError
 
@@ -31,7 +31,8 @@ def draw(target: Target, path: Path | None, recorded: int, held_out: int | None,
     """Prompts with seeds: to record, and to hold out.
 
     Args:
-        path: a file with one prompt a line; the first ones are recorded. None: prompts of this package.
+        path: a file with one prompt a line; the first ones are recorded. None: those of the user's Python file, or of this
+            package.
         held_out: None: 8 on the testbed, otherwise 4, or what the file has.
 
     Raises:
@@ -58,6 +59,8 @@ def _texts(target: Target, path: Path | None) -> list[str]:
         if isinstance(target, TestbedTarget):
             testbed.data.tokenize(texts)  # a prompt that the model does not know is refused now
         return texts
+    if isinstance(target, UserTarget) and callable(getattr(target.module, "prompts", None)):
+        return list(target.module.prompts())
     if isinstance(target, TestbedTarget):
         others = [prompt for prompt in testbed.all_prompts() if prompt not in DEFAULT_PROMPTS]
         stride = 7  # shapes, colours and directions in turn

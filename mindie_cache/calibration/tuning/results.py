@@ -104,7 +104,10 @@ def why(tuning: Tuning) -> list[str]:
     reached = [one for one in found.values() if aim.reached(one.speedup, one.scores)]
     if not reached:
         nearest = "the fastest" if by_error else "the one with the least error"
-        return [f"No setting has {aim} on {count} held-out prompts. {best.rung.title} is {nearest} that was tried."]
+        return [
+            f"No setting reaches {aim} on {count} held-out prompts. {best.rung.title} is {nearest} that was tried.",
+            *_limit(tuning),
+        ]
     words = "the least mean error" if by_error else "the greatest speed-up"
     sentences = [
         f"{best.rung.title} has {words} of the {len(reached)} settings that reach {aim} on {count} held-out prompts."
@@ -117,6 +120,19 @@ def why(tuning: Tuning) -> list[str]:
     if any(_family(one).startswith("plan") for one in reached) and not _family(best).startswith("plan"):
         sentences.append("It was safer than the plan on these prompts.")
     return sentences
+
+
+def _limit(tuning: Tuning) -> list[str]:
+    """What no cache can change, if it is much."""
+    profile = tuning.profile
+    share = profile.outside_ms / profile.work.step
+    best = tuning.verification.found[tuning.chosen]
+    if tuning.task.aim.kind != SPEEDUP or share < 0.1 or best.speedup * share > 1:
+        return []
+    return [
+        f"{share:.0%} of the time is outside of the model (text encoder, decoder, scheduler): no cache makes this more than "
+        f"{1 / share:.1f}x faster."
+    ]
 
 
 def _family(one: Verified) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from mindie_cache.calibration.planning import Plan, Recording, make_plan
 from mindie_cache.calibration.search import scores
 from mindie_cache.calibration.search.evaluator import Evaluator, Outcome
+from mindie_cache.calibration.search.profile import Profile
 from mindie_cache.calibration.search.ranks import Place
 from mindie_cache.calibration.search.store import Store
 from mindie_cache.calibration.search.targets import Target
@@ -39,8 +40,8 @@ class Task:
         methods: see `ladders`.
         front: budgets of the plan, beside the finalists, that are verified too.
         minutes: after so many no further setting is begun; what is found is verified.
-        frames: whether held-out prompts are decoded, for PSNR and pictures.
-        scores: further ones that are written down for held-out prompts.
+        frames: whether latents are decoded, for PSNR and pictures; the time that it takes is part of all times then.
+        scores: further ones that are written down.
     """
 
     aim: Aim
@@ -73,6 +74,7 @@ class Tuning:
     verification: Verification
     chosen: str
     album: Album
+    profile: Profile
     stages: list[Stage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -91,23 +93,21 @@ class Tuner:
         self._end = None if task.minutes is None else time.monotonic() + 60 * task.minutes
         self._album = Album(out / FOLDER, PICTURED if task.frames else 0)
         device = where.device.type
-        self.searcher = self._evaluator("search", task.recorded, task.aim.scores, where.rank, device, progress)
-        names = dict.fromkeys((*task.aim.scores, scores.LATENTS, *(("psnr",) if task.frames else ()), *task.scores))
-        self.verifier = self._evaluator(
-            "held-out", task.held_out, tuple(names), where.rank, device, progress, self._album.add
-        )
+        self.searcher = self._evaluator("search", task.recorded, where.rank, device, progress)
+        self.verifier = self._evaluator("held-out", task.held_out, where.rank, device, progress, self._album.add)
         self._stages: list[Stage] = []
 
     def _evaluator(
         self,
         name: str,
         prompts: Sequence[tuple[str, int]],
-        chosen: Sequence[str],
         rank: int,
         device: str,
         progress: bool,
         watch: Any = None,
     ) -> Evaluator:
+        decoded = ("psnr",) if self.task.frames else ()
+        chosen = tuple(dict.fromkeys((*self.task.aim.scores, scores.LATENTS, *decoded, *self.task.scores)))
         texts, seeds = [text for text, _ in prompts], [seed for _, seed in prompts]
         header = {"search": f"tune, {name}", **self.target.facts(), "prompts": texts, "seeds": seeds}
         store = Store(self.out / STATE / name, {**header, "scores": [*chosen], "device": device}, rank)
@@ -124,14 +124,13 @@ class Tuner:
         try:
             yield
         finally:
-            name = f"stage {title}.json"
-            known = self.searcher.store.read(name) or {"seconds": 0.0, "generations": 0}
-            now = Stage(
-                title,
-                known["seconds"] + time.monotonic() - begin,
-                known["generations"] + self._generations - before,
-            )
-            self.searcher.store.write(name, vars(now))
+            store = self.searcher.store
+            own = f"stage {title}, rank {store.rank}.json"
+            known = store.read(own) or {"seconds": 0.0, "generations": 0}
+            seconds = known["seconds"] + time.monotonic() - begin
+            store.write(own, {"seconds": seconds, "generations": known["generations"] + self._generations - before})
+            parts = [store.read(path.name) or {} for path in store.path.glob(f"stage {title}, rank *.json")]
+            now = Stage(title, seconds, sum([part["generations"] for part in parts]))
             self._stages.append(now)
 
     @property
@@ -146,13 +145,13 @@ class Tuner:
             self.searcher.prepare()
         found, unfit = ladders(self.task.methods, self.searcher, plan, recording)
         notes += unfit
-        if not found:
-            raise ConfigError("no method of --methods fits this model. " + " ".join(notes))
         climb = Climb(self.searcher, self.task.aim, self._is_over)
         with self._stage("search"):
             candidates = climb.candidates(found)
-            outcomes = self._tried(climb, candidates)
-        notes += climb.notes
+            notes += climb.notes
+            if not candidates:
+                raise ConfigError("no method of --methods can be tried on this model in this time. " + " ".join(notes))
+            outcomes = {} if self._is_over() else self._tried(climb, candidates)
         verification = Verification(self.verifier, self.task.aim, self._is_over)
         with self._stage("verification on held-out prompts"):
             verification.run(self._finalists(candidates, outcomes), found)
@@ -163,7 +162,18 @@ class Tuner:
         if verification.is_short:
             notes.append("Fewer held-out prompts than asked for were run, for want of time.")
         chosen = verification.best().rung.title
-        return Tuning(self.task, self.target, plan, outcomes, verification, chosen, self._album, self._stages, notes)
+        return Tuning(
+            self.task,
+            self.target,
+            plan,
+            outcomes,
+            verification,
+            chosen,
+            self._album,
+            self.searcher.profile,
+            self._stages,
+            notes,
+        )
 
     def _recorded(self, notes: list[str]) -> tuple[Recording | None, Plan | None]:
         """The recordings of all prompts together, and the plan; the generations serve as uncached ones, too."""
@@ -210,6 +220,8 @@ class Tuner:
             _, outcome, speedup = outcomes[rung.title]
             return self.task.aim.rank(speedup, outcome.scores)
 
+        if not outcomes:  # time was over
+            return {title: rungs[0] for title, rungs in candidates.items()}
         best: dict[str, Rung] = {}
         for title, rungs in candidates.items():
             known = [rung for rung in rungs if rung.title in outcomes]
@@ -247,7 +259,7 @@ def _read(values: dict[str, Any], path: Path) -> Recording:
 def _refuse_strangers(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file. Name a folder.")
-    strangers = sorted(entry.name for entry in out.iterdir()) if out.exists() else []
+    strangers = sorted(one.name for one in out.iterdir() if not one.name.startswith(".")) if out.exists() else []
     if strangers and STATE not in strangers:
         raise ConfigError(
             f"--out {out} is not empty and holds no tuning (it has {', '.join(strangers[:3])}, but no {STATE}/). Nothing "
