@@ -431,6 +431,20 @@ def test_any_number_of_ranks_finds_the_same_also_if_one_is_killed(search, tmp_pa
         assert len(entries) == len({entry["key"] for entry in entries}) == len(lines(search.out))  # nothing was done twice
 
 
+def test_a_sharded_model_is_searched_as_one(search, tmp_path):
+    _, _, alone = search("dit_block_cache", *SMALL)
+    out = tmp_path / "sharded"
+    arguments = command("dit_block_cache", out, *SMALL, "--sharded")
+    arguments[arguments.index(str(TOY))] = str(TOY.with_name("sharded_toy.py"))
+    assert ranks(2, arguments) == [0, 0]
+    found = json.loads((out / "results.json").read_text())["dit_block_cache"]
+    assert [row["config"] for row in found["all"]] == [row["config"] for row in alone["dit_block_cache"]["all"]]
+    for row, other in zip(found["all"], alone["dit_block_cache"]["all"], strict=True):
+        assert row["share_computed"] == other["share_computed"]
+        assert row["scores"]["latents"] == pytest.approx(other["scores"]["latents"], rel=1e-3)
+    assert {path.name for path in out.glob("evaluations-*")} == {"evaluations-0.jsonl"}  # one searches, the others follow
+
+
 def ranks(size, arguments, **environment):
     """Exit codes of the processes, started as torchrun does it (which ends all of them if one dies)."""
     with socket.socket() as free:

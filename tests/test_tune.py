@@ -283,21 +283,47 @@ def test_two_ranks_find_the_same(tune, tmp_path):
     _, _, alone = tune(*arguments)
     out = tmp_path / "ranks"
     common = ["--model", str(TOY), "--steps", "10", "--device", "cpu", "--prompts", str(tmp_path / "prompts.txt")]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for rank in range(2):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-        environment = {**os.environ, **place, "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "mindie_cache", "tune", "--out", str(out), *common, *arguments]
-        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
-    assert [process.wait(timeout=120) for process in started] == [0, 0]
+    assert ranks(2, ["tune", "--out", str(out), *common, *arguments]) == [0, 0]
     together = json.loads((out / "results.json").read_text())
     titles = {one[0] for one in same(alone)} & {one[0] for one in same(together)}
     assert len(titles) >= 3
     by_title = {one[0]: one for one in same(alone)}
     assert all([one == by_title[one[0]] for one in same(together) if one[0] in titles and one[2] == by_title[one[0]][2]])
+
+
+def ranks(size, arguments):
+    """Exit codes of the processes, started as torchrun does it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(size):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
+        environment = {**os.environ, **place, "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "mindie_cache", *arguments]
+        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
+    return [process.wait(timeout=120) for process in started]
+
+
+def test_a_sharded_model_is_tuned_as_one(tune, tmp_path):
+    arguments = ["--methods", "plan", "first_block", "--front", "0", "--max-error", "1e-3"]
+    _, _, alone = tune(*arguments)
+    out, model = tmp_path / "sharded", TOY.with_name("sharded_toy.py")
+    common = ["--steps", "10", "--device", "cpu", "--prompts", str(tmp_path / "prompts.txt"), "--sharded"]
+    assert ranks(2, ["tune", "--model", str(model), "--out", str(out), *common, *arguments]) == [0, 0]
+    found = {c["title"]: c for c in json.loads((out / "results.json").read_text())["candidates"]}
+    shared = [c for c in alone["candidates"] if c["title"] in found and c["stage"] == found[c["title"]]["stage"]]
+    assert {c["method"] for c in shared} == {"plan", "first_block"}
+    for one in shared:
+        other = found[one["title"]]
+        assert other["share"] == one["share"]  # ranks decide together, by all of the tokens
+        assert other["scores"]["latents"] == pytest.approx(one["scores"]["latents"], rel=1e-3)
+
+
+def test_one_process_is_no_sharded_model(tune):
+    code, printed, _ = tune("--sharded")
+    assert code == 2
+    assert "Start them with torchrun" in printed.err
 
 
 @pytest.mark.skipif(find_spec("diffusers") is None, reason="needs diffusers")

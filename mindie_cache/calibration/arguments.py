@@ -14,6 +14,7 @@ def add_model(group: argparse._ArgumentGroup) -> None:
     add("--blocks", metavar="NAME", help="the model's list of blocks, if it is not found")
     add("--guidance", type=float, metavar="X", help="guidance scale (default: 2, or the pipeline's own)")
     add("--shift", type=float, metavar="X", help="sigma shift (default: 3, or the pipeline's own)")
+    add("--sharded", action="store_true", help="the ranks of torchrun hold one model together, e.g. by context parallelism")
     add_call(group)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from mindie_cache import testbed
 from mindie_cache.calibration import loading
@@ -16,7 +17,8 @@ from mindie_cache.calibration.pipeline import DEFAULT_PROMPT
 from mindie_cache.calibration.search import findings, scores
 from mindie_cache.calibration.search.evaluator import Evaluator
 from mindie_cache.calibration.search.findings import COSTS, Findings, Goal
-from mindie_cache.calibration.search.ranks import Place, agree_on, place
+from mindie_cache.calibration.search.ranks import Leader, Place, agree_on, follow, place, together
+from mindie_cache.calibration.search.scores import Score
 from mindie_cache.calibration.search.store import PROFILE, Store
 from mindie_cache.calibration.search.targets import PipelineTarget, Target, TestbedTarget, UserTarget
 from mindie_cache.calibration.testbed import DEFAULT_PROMPTS
@@ -120,10 +122,16 @@ def main(
 
 def _search(script: str, options: argparse.Namespace, wanted: Procedure) -> None:
     chosen = [scores.find(name) for name in dict.fromkeys(options.score or (scores.LATENTS,))]
-    where = place(options.device)
     folder = options.out or Path("out") / Path(script).stem
-    agree_on(folder, where)
-    target = target_of(options, where)
+    with joined(options, folder) as job:
+        if job is not None:
+            _searched(script, options, wanted, chosen, folder, job)
+
+
+def _searched(
+    script: str, options: argparse.Namespace, wanted: Procedure, chosen: Sequence[Score], folder: Path, job: Job
+) -> None:
+    where, target, leader = job
     prompts = _prompts(options, target)
     whole("--seed", options.seed, 0)
     seeds = tuple(range(options.seed, options.seed + len(prompts)))
@@ -146,6 +154,7 @@ def _search(script: str, options: argparse.Namespace, wanted: Procedure) -> None
         progress=show,
         halving=not options.no_halving,
         block_ms=_times(options.block_ms),
+        leader=leader,
     )
     found = wanted.run(evaluator)
     files = findings.write(evaluator, found)
@@ -153,6 +162,34 @@ def _search(script: str, options: argparse.Namespace, wanted: Procedure) -> None
         for one in found:
             print("\n" + findings.table(one))
         print("\nwritten: " + ", ".join(map(str, files)) + f" (and {PROFILE}, evaluations-*.jsonl, uncached-*.pt)")
+
+
+class Job(NamedTuple):
+    """What this process has to do: `where`, on which `target`; with a `leader` if others hold the model with it."""
+
+    where: Place
+    target: Target
+    leader: Leader | None
+
+
+@contextmanager
+def joined(options: argparse.Namespace, folder: Path) -> Iterator[Job | None]:
+    """The model, on the ranks there are. None on a rank that has followed another one, and has nothing left to do."""
+    where = place(options.device)
+    with ExitStack() as stack:
+        if not options.sharded:
+            agree_on(folder, where)
+            yield Job(where, target_of(options, where), None)
+            return
+        stack.enter_context(together(where))
+        target = target_of(options, where)
+        if where.rank:
+            follow(target)
+            yield None
+            return
+        leader = Leader()
+        stack.callback(leader.end)
+        yield Job(Place(0, 1, where.device), target, leader)
 
 
 def target_of(options: argparse.Namespace, where: Place) -> Target:

@@ -17,9 +17,11 @@ from torch import nn
 from tqdm import tqdm
 
 from mindie_cache import CacheConfig, CacheWarning, enable_cache
+from mindie_cache.calibration.planning import Recording
 from mindie_cache.calibration.search.made import Made
 from mindie_cache.calibration.search.pareto import keep_best
 from mindie_cache.calibration.search.profile import Meter, Profile
+from mindie_cache.calibration.search.ranks import Leader, enabled
 from mindie_cache.calibration.search.scores import Score, measured
 from mindie_cache.calibration.search.store import PROFILE, Evaluation, Store
 from mindie_cache.calibration.search.targets import Target
@@ -54,6 +56,7 @@ class Evaluator:
         halving: whether only the best third of many settings is run on more prompts.
         block_ms: milliseconds of a block, by list of blocks, instead of the measured ones.
         watch: called after every cached generation with the setting, the prompt, and both generations.
+        leader: of ranks that hold the model together.
     """
 
     def __init__(
@@ -68,12 +71,13 @@ class Evaluator:
         halving: bool = True,
         block_ms: Mapping[str, float] | None = None,
         watch: Watch | None = None,
+        leader: Leader | None = None,
     ):
         self.target, self.scores, self.store = target, tuple(scores), store
         self.prompts, self._seeds = tuple(prompts), tuple(seeds)
         self.progress, self._halving = progress, halving
         self.needs_frames = any(score.frames for score in scores)
-        self._block_ms, self._watch = block_ms or {}, watch
+        self._block_ms, self._watch, self._leader = block_ms or {}, watch, leader
         self._uncached: dict[int, Made] = {}
         self.generations = 0  # of this process
         self._is_prepared = False
@@ -115,8 +119,8 @@ class Evaluator:
     def _make_uncached(self, prompt: int) -> None:
         self.store.add_baseline(prompt, self._generate(prompt))
 
-    def _generate(self, prompt: int, **resumed: Any) -> Made:
-        self.generations += 1
+    def _generate(self, prompt: int, config: CacheConfig | None = None, **resumed: Any) -> Made:
+        self._begin(prompt, config)
         return self.target.generate(self.prompts[prompt], self._seeds[prompt], frames=self.needs_frames, **resumed)
 
     def uncached(self, prompt: int) -> Made:
@@ -125,6 +129,18 @@ class Evaluator:
             assert found is not None, "prepare() has made it"
             self._uncached[prompt] = found
         return self._uncached[prompt]
+
+    def _begin(self, prompt: int, config: CacheConfig | None = None) -> None:
+        self.generations += 1
+        if self._leader is not None:
+            self._leader.tell(config, self.prompts[prompt], self._seeds[prompt], self.needs_frames)
+
+    def record(self, prompt: int) -> Recording:
+        """Make the uncached generation of a prompt, with what the planner needs of it."""
+        self._begin(prompt)
+        made, found = self.target.record(self.prompts[prompt], self._seeds[prompt], frames=self.needs_frames)
+        self.store.add_baseline(prompt, made)
+        return found
 
     def warm_up(self) -> None:
         """One generation whose time nobody looks at."""
@@ -142,11 +158,10 @@ class Evaluator:
     def _evaluated(self, config: CacheConfig, prompt: int, key: str) -> Evaluation:
         reference, steps = self.uncached(prompt), self.target.steps
         start = resumes_at(config) if reference.trace else 0
-        told = steps if isinstance(self.target.subject, nn.Module) else None
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", CacheWarning)
-            with enable_cache(self.target.subject, config, num_inference_steps=told, blocks=self.target.blocks) as handle:
-                made = self._generate(prompt, start=start, made=reference)
+            with enabled(self.target, config) as handle:
+                made = self._generate(prompt, config, start=start, made=reference)
                 reports = handle.report().models
         for warning in caught:
             if not issubclass(warning.category, CacheWarning):

@@ -1,18 +1,27 @@
-"""Several processes of one search, as torchrun starts them. They talk once, at the start; then the folder is enough."""
+"""Several processes of one search, as torchrun starts them.
+
+Either each has a model of its own: they talk once, at the start; then the folder is enough. Or they hold one model together
+(sharded by context, tensors or layers): rank 0 searches, and tells the others what to generate with it.
+"""
 
 from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
+from mindie_cache import CacheConfig, enable_cache
+from mindie_cache.calibration.search.targets import Target
 from mindie_cache.checks import whole
 from mindie_cache.device import of_rank, resolve
-from mindie_cache.errors import ConfigError
+from mindie_cache.errors import CacheError, ConfigError
 
 BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
 _PATIENCE = timedelta(minutes=5)  # ranks may load their libraries at very different speeds
@@ -71,6 +80,60 @@ def agree_on(folder: Path, where: Place) -> None:
             raise ConfigError(f"--out {folder} is not the same folder on all ranks. Use one on a shared file system.")
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def together(where: Place) -> Iterator[None]:
+    """A process group of all ranks, for as long as they hold one model: the model's own code finds it, too.
+
+    Raises:
+        ConfigError: there is one rank only.
+    """
+    if where.size == 1:
+        raise ConfigError("--sharded is for several ranks that hold one model. Start them with torchrun, or leave it out.")
+    torch.distributed.init_process_group(BACKENDS[where.device.type])
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+class Leader:
+    """Rank 0 of those that hold one model: tells the others what is generated next."""
+
+    def tell(self, config: CacheConfig | None, prompt: str, seed: int, frames: bool) -> None:
+        self._send((None if config is None else config.to_dict(), prompt, seed, frames))
+
+    def end(self) -> None:
+        self._send(None)
+
+    @staticmethod
+    def _send(task: Any) -> None:
+        torch.distributed.broadcast_object_list([task], 0)
+
+
+def follow(target: Target) -> None:
+    """Generate what the leader does, until it ends. A setting that does not fit is one that the leader sees fail, too."""
+    while True:
+        box: list[Any] = [None]
+        torch.distributed.broadcast_object_list(box, 0)
+        if box[0] is None:
+            return
+        fields, prompt, seed, frames = box[0]
+        try:
+            with enabled(target, None if fields is None else CacheConfig(**fields)):
+                target.generate(prompt, seed, frames=frames)
+        except CacheError:
+            continue
+
+
+def enabled(target: Target, config: CacheConfig | None) -> Any:
+    """A context with this setting enabled. Ranks that hold one model decide together."""
+    if config is None:
+        return nullcontext()
+    group = torch.distributed.group.WORLD if torch.distributed.is_initialized() else None
+    steps = target.steps if isinstance(target.subject, nn.Module) else None
+    return enable_cache(target.subject, config, num_inference_steps=steps, blocks=target.blocks, process_group=group)
 
 
 def _number(name: str, default: int) -> int:

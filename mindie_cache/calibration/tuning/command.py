@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mindie_cache.calibration.search.command import target_of
-from mindie_cache.calibration.search.ranks import agree_on, place
+from mindie_cache.calibration.search.command import Job, joined
 from mindie_cache.calibration.search.targets import PipelineTarget, Target, UserTarget
 from mindie_cache.calibration.tuning import ladders, prompts, results
 from mindie_cache.calibration.tuning.aim import MAX_ERROR, MIN_PSNR, SPEEDUP, Aim
@@ -33,11 +32,13 @@ def run(options: argparse.Namespace) -> str:
     if options.budget_minutes is not None:
         real("--budget-minutes", options.budget_minutes, 0.0, None)
     ladders.check_methods(options.methods)
-    where = place(options.device)
-    agree_on(options.out, where)
-    target = target_of(_with_source(options), where)
+    with joined(_with_source(options), options.out) as job:
+        return "" if job is None else _tuned(options, aim, job)
+
+
+def _tuned(options: argparse.Namespace, aim: Aim, job: Job) -> str:
+    where, target, leader = job
     recorded, held_out = prompts.draw(target, options.prompts, options.recorded, options.held_out, options.seed)
-    frames = _shows_frames(target, aim) and (aim.kind == MIN_PSNR or not options.no_pictures)
     task = Task(
         aim=aim,
         recorded=recorded,
@@ -45,10 +46,10 @@ def run(options: argparse.Namespace) -> str:
         methods=tuple(options.methods),
         front=options.front,
         minutes=options.budget_minutes,
-        frames=frames,
+        frames=_shows_frames(target, aim) and (aim.kind == MIN_PSNR or not options.no_pictures),
         scores=tuple(options.score or ()),
     )
-    tuning = Tuner(target, task, options.out, where, progress=where.rank == 0).run()
+    tuning = Tuner(target, task, options.out, where, progress=where.rank == 0, leader=leader).run()
     if where.rank:
         return ""
     written = results.write(tuning, options.out, _typed())
@@ -65,7 +66,7 @@ def _aim(options: argparse.Namespace) -> Aim:
 
 def _with_source(options: argparse.Namespace) -> argparse.Namespace:
     """--model as the searches name it."""
-    given = vars(options)
+    given = dict(vars(options))
     model: str = given.pop("model")
     source: dict[str, Any] = {"pipeline": None, "model_file": None}
     if model.endswith(".py"):

@@ -16,7 +16,7 @@ from mindie_cache.calibration.planning import Plan, Recording, make_plan
 from mindie_cache.calibration.search import scores
 from mindie_cache.calibration.search.evaluator import Evaluator, Outcome
 from mindie_cache.calibration.search.profile import Profile
-from mindie_cache.calibration.search.ranks import Place
+from mindie_cache.calibration.search.ranks import Leader, Place
 from mindie_cache.calibration.search.store import Store
 from mindie_cache.calibration.search.targets import Target
 from mindie_cache.calibration.tuning.aim import Aim
@@ -85,26 +85,31 @@ class Tuner:
     Args:
         out: the folder; state of an earlier run with the same target and prompts is gone on from.
         progress: whether to show bars.
+        leader: of ranks that hold the model together.
     """
 
-    def __init__(self, target: Target, task: Task, out: Path, where: Place, *, progress: bool = False):
+    def __init__(
+        self,
+        target: Target,
+        task: Task,
+        out: Path,
+        where: Place,
+        *,
+        progress: bool = False,
+        leader: Leader | None = None,
+    ):
         self.target, self.task, self.out = target, task, out
         _refuse_strangers(out)
         self._end = None if task.minutes is None else time.monotonic() + 60 * task.minutes
         self._album = Album(out / FOLDER, PICTURED if task.frames else 0)
         device = where.device.type
-        self.searcher = self._evaluator("search", task.recorded, where.rank, device, progress)
-        self.verifier = self._evaluator("held-out", task.held_out, where.rank, device, progress, self._album.add)
+        settings: dict[str, Any] = {"progress": progress, "leader": leader}
+        self.searcher = self._evaluator("search", task.recorded, where.rank, device, **settings)
+        self.verifier = self._evaluator("held-out", task.held_out, where.rank, device, watch=self._album.add, **settings)
         self._stages: list[Stage] = []
 
     def _evaluator(
-        self,
-        name: str,
-        prompts: Sequence[tuple[str, int]],
-        rank: int,
-        device: str,
-        progress: bool,
-        watch: Any = None,
+        self, name: str, prompts: Sequence[tuple[str, int]], rank: int, device: str, **settings: Any
     ) -> Evaluator:
         decoded = ("psnr",) if self.task.frames else ()
         chosen = tuple(dict.fromkeys((*self.task.aim.scores, scores.LATENTS, *decoded, *self.task.scores)))
@@ -112,7 +117,7 @@ class Tuner:
         header = {"search": f"tune, {name}", **self.target.facts(), "prompts": texts, "seeds": seeds}
         store = Store(self.out / STATE / name, {**header, "scores": [*chosen], "device": device}, rank)
         found = [scores.find(score) for score in chosen]
-        return Evaluator(self.target, texts, seeds, found, store, progress=progress, watch=watch)
+        return Evaluator(self.target, texts, seeds, found, store, **settings)
 
     def _is_over(self) -> bool:
         return self._end is not None and time.monotonic() > self._end
@@ -193,11 +198,7 @@ class Tuner:
         return total, make_plan(total)
 
     def _record(self, prompt: int) -> None:
-        text, seed = self.task.recorded[prompt]
-        made, recording = self.target.record(text, seed, frames=self.searcher.needs_frames)
-        self.searcher.generations += 1
-        self.searcher.store.add_baseline(prompt, made)
-        values = asdict(recording)
+        values = asdict(self.searcher.record(prompt))
         plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
         self.searcher.store.write(f"recording-{prompt}.json", plain)
 
