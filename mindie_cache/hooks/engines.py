@@ -7,6 +7,7 @@ from typing import Any
 from mindie_cache.config import CacheConfig
 from mindie_cache.engine import Engine
 from mindie_cache.errors import WarnOnce
+from mindie_cache.hooks.plan_fit import PlanFit
 from mindie_cache.hooks.regions import Scope, built
 from mindie_cache.hooks.wish import Wish
 from mindie_cache.recipes import bypass_reason
@@ -26,6 +27,7 @@ class Engines:
         self._scope = scope
         self._group = group
         self._warn = warn
+        self._fit: PlanFit | None = None
         self._made: dict[int, tuple[CacheConfig, Engine, str]] = {}
 
     def _get(self, steps: int) -> tuple[CacheConfig, Engine, str]:
@@ -46,10 +48,14 @@ class Engines:
         """Why nothing is cached with so many steps; empty if something is."""
         return self._get(steps)[2]
 
-    def tell(self, steps: int) -> None:
-        """Say what should be known about the configuration with so many steps, once."""
+    def tell(self, steps: int, pipe: Any = None) -> None:
+        """Say what should be known about the configuration with so many steps, once; `pipe` is at its first step."""
         config, engine, off = self._get(steps)
         for note in engine.recipe.notes:
             self._warn(note, note)
+        if pipe is not None:
+            self._fit = self._fit or PlanFit(config)
+            if words := self._fit.at(pipe):
+                self._warn("plan", words)
         if off:
             self._warn("off", f"{config.method} is off and every call is computed. {off}.")

@@ -119,7 +119,8 @@ class Generations:
         if self._torn >= _MOST_TORN:
             self._warn("torn", TORN)
         engine = self._engines.engine(steps)
-        self._engines.tell(steps)
+        is_first = self.pipe is not None and is_set and sight.timesteps is not None and sight.position == sight.begin
+        self._engines.tell(steps, self.pipe() if is_first and self.pipe is not None else None)
         notice = partial(review, self._engines.config(steps), self._warn)
         generation = Generation(engine, sight, self._warn, notice, bool(self._engines.off(steps)))
         for other in self.siblings:

@@ -18,6 +18,7 @@ from mindie_cache.hooks.attachment import Attachment
 from mindie_cache.hooks.discover import KINDS
 from mindie_cache.hooks.known import model_names
 from mindie_cache.hooks.patches import ModelPatch
+from mindie_cache.hooks.plan_fit import PlanFit
 from mindie_cache.hooks.regions import scope_of
 from mindie_cache.hooks.wish import Wish, read_wish, suited
 from mindie_cache.report import Report
@@ -135,6 +136,8 @@ def enable_cache(
         scope = scope_of(model, wish, _names(blocks), tuple(streams) if streams else None, _kinds(attentions))
         attachments[name] = Attachment(model, wish, scope, pipe, process_group)
     assert wish is not None
+    if words := PlanFit(next(iter(attachments.values())).config).on(models, pipe):
+        warnings.warn(words, CacheWarning, stacklevel=2)
     for one in attachments.values():
         one.generations.siblings = [other.generations for other in attachments.values() if other is not one]
     replaced = [old for old in map(_attached, models.values()) if old is not None]

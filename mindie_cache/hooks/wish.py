@@ -52,7 +52,18 @@ class Wish:
     @property
     def probable_steps(self) -> int:
         """To check the configuration with before the run."""
-        return self.steps_count or PROBABLE_STEPS
+        return self.steps_count or self._planned_steps or PROBABLE_STEPS
+
+    @property
+    def _planned_steps(self) -> int | None:
+        """Of the plan file that the options name, if they do."""
+        options = self.options
+        path = options.get("plan") if isinstance(options, Mapping) else getattr(options, "plan", None)
+        if self.method not in PLANNED or not isinstance(path, str):
+            return None
+        from mindie_cache.calibration.planning.plan import Plan  # reads a file
+
+        return Plan.load(path).steps_count
 
     def config(self, calls: int, steps: int) -> CacheConfig:
         """The validated configuration for so many calls and steps."""

@@ -31,7 +31,7 @@ class PlanOptions:
             goes by the number of the step.
         gain: of the correction at a computed step after reused ones, 0: none. It needs `sigmas`, and a sampler that adds
             (sigma_(t+1) - sigma_t) times the output, as Euler steps of flow matching do.
-        strict: a plan for another number of steps is an error instead of a warning.
+        strict: a plan for another number of steps, model, scheduler or guidance is an error instead of a warning.
     """
 
     plan: str | None = None

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mindie_cache.calibration import files
+from mindie_cache.checks import real
 from mindie_cache.errors import ConfigError
 
 KIND = "mindie_cache plan"
@@ -21,7 +22,8 @@ KIND = "mindie_cache plan"
 @dataclass(frozen=True)
 class Entry:
     """One budget: the computed `steps`, the `gain` of the correction, and the relative error of the latents that is
-    `predicted`: sum |x - x*|^2 / sum |x*|^2 over the recorded prompts. `verified`: measured on other prompts, if it was."""
+    `predicted`: sum |x - x*|^2 / sum |x*|^2 over the recorded prompts. `verified`: measured on other prompts, if it was: see
+    `Plan.with_verified`."""
 
     steps: tuple[int, ...]
     gain: float
@@ -41,7 +43,8 @@ class Plan:
         sigmas: noise level at every step and at the end, one more than steps.
         front: an entry for every budget, the smallest first.
         budget: the chosen one.
-        provenance: of what and how it was recorded: model, prompts, guidance scale, scheduler, shift, resolution, versions.
+        provenance: of what and how it was recorded: model and a checksum of its configuration, prompts,
+            guidance scale, scheduler, shift, resolution, versions.
     """
 
     sigmas: tuple[float, ...]
@@ -85,6 +88,18 @@ class Plan:
                 f"{self.steps_count} computed steps at the least, and a predicted error of {best.predicted:.2e} at best."
             )
         return replace(self, budget=self.at(budget).budget)
+
+    def with_verified(self, errors: Mapping[int, float]) -> Plan:
+        """The same plan with relative errors that were measured, by number of computed steps.
+
+        Raises:
+            ConfigError: the plan has no schedule with so many steps, or an error is no number from 0 on.
+        """
+        for budget, error in errors.items():
+            self.at(budget)
+            real(f"verified error of {budget} computed steps", error, 0.0, None)
+        front = tuple(replace(entry, verified=errors.get(entry.budget, entry.verified)) for entry in self.front)
+        return replace(self, front=front)
 
     def for_steps(self, steps_count: int) -> Plan:
         """The plan for another number of steps, an estimate: the computed steps at the same places, by index, the last one

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from mindie_cache.calibration.facts import default_of, guidance_name, quiet, sigma_shift
+from mindie_cache.calibration.facts import default_of, guidance_name, quiet
+from mindie_cache.calibration.planning.identity import identity
 from mindie_cache.calibration.planning.plan import Entry, Plan
 from mindie_cache.calibration.planning.program import GAP_FACTOR
-from mindie_cache.calibration.planning.recording import Recording, record
+from mindie_cache.calibration.planning.recording import EXPERTS, Recording, record
 from mindie_cache.calibration.planning.relay import program_of
 from mindie_cache.doctor import NOT_INSTALLED, versions
 from mindie_cache.errors import ParametersInvalid
@@ -87,10 +88,7 @@ def _provenance(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], call: M
     guidance = call.get(guidance_name(pipe), default_of(pipe, guidance_name(pipe)))
     sizes = [call.get(name) or default_of(pipe, name) for name in ("width", "height", "num_frames")]
     return {
-        "pipeline": type(pipe).__name__,
-        "model": type(getattr(pipe, "transformer", None)).__name__,
-        "scheduler": type(pipe.scheduler).__name__,
-        "sigma_shift": sigma_shift(pipe),
+        **identity(pipe, EXPERTS),
         "guidance_scale": guidance if isinstance(guidance, int | float) else None,
         "resolution": "x".join(str(size) for size in sizes if size) or None,
         "prompts": list(prompts),
