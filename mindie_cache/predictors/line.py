@@ -1,4 +1,8 @@
-"""Line: through the two newest snapshots, in the noise level. And what is repaired at a computed step after a gap."""
+"""Line: through the two newest snapshots, in the noise level. And what is repaired at a computed step after a gap.
+
+`sigmas` are noise levels, or coordinates like them in which the steps of another sampler add up: see
+`mindie_cache.calibration.planning.samplers`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Line:
-    """A straight line in sigma; one snapshot is held.
+    """A straight line in the noise level; one snapshot is held.
 
     Args:
         sigmas: noise level at every step, and at the end: one more than steps.
@@ -36,7 +40,9 @@ class Retroactive:
     ``gain * sum(D_t q_t) * d``. A sampler that adds D_j times the model's output does just that if the model returns
     ``v_j + factor * d`` with ``factor = gain * sum(D_t q_t) / D_j``. What is kept is v_j itself.
 
-    It is exact for Euler steps of flow matching, and for guidance, which is linear: each branch corrects its own part.
+    It is exact for every sampler that is linear and whose D_t say what an output counts in the final latents: at once if
+    a step uses the latest output only, as those of Euler and DDIM, and after a few steps if it uses several. Guidance is
+    linear: each branch corrects its own part.
     The last step corrects nothing: it goes to the clean sample that the network sees in whatever latents it is given, so
     that an error is gone already, and would be taken away twice.
     """
