@@ -8,7 +8,7 @@ TOOLS := $(VENV)/.tools
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10))
 WRONG_PYTHON := PYTHON=$(PYTHON) is not Python 3.10 or later. Name one that is, for example: make PYTHON=python3.12
 
-.PHONY: help demo test test-npu test-npu-hardware npu-tools check dev bench clean
+.PHONY: help demo test browser test-npu test-npu-hardware npu-tools check dev bench clean
 help: ## say what each target does
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -31,6 +31,9 @@ demo: $(READY) ## generate with and without caches, compare, and write pictures 
 
 test: $(TOOLS) ## run the tests, one process a core (ARGS="-k clock" passes options to pytest)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(ARGS)
+
+browser: $(TOOLS) ## install Chromium for the tests in a browser, where that can be done; without it `make test` skips them
+	@$(BIN)/python tests/browser.py
 
 npu-tools: $(TOOLS) ## set up .npu/ and MLIR, for tests of the NPU code without an NPU
 	@$(BIN)/python tests/npu/setup_tools.py

@@ -3,8 +3,12 @@
 import copy
 import math
 import random
+import zlib
 
+from html_tree import tree
 from PIL import Image, ImageDraw
+
+from mindie_cache.calibration.tuning.report import write_report
 
 STEPS, SHIFT, HELD_OUT = 30, 3.0, 8
 SUBJECTS = ("a red fox", "an old boat", "a street", "a dancer", "two cats", "a lighthouse", "a field of wheat", "a train")
@@ -57,39 +61,47 @@ def results(**changes):
     return {**copy.deepcopy(document), **changes}
 
 
+def bare(**changes):
+    """No more than has to be there."""
+    candidate = {"title": "plan, 3 of 4", "method": "plan", "stage": "held out", **changes}
+    return {"kind": "mindie_cache tuning", "candidates": [candidate]}
+
+
+def held_out(document):
+    return [one for one in document["candidates"] if one["stage"] == "held out"]
+
+
+def written(folder, document):
+    """The report, with its pictures, written and read back."""
+    write_report(document, save_pictures(folder / "pictures", document), folder / "report.html")
+    return tree((folder / "report.html").read_text(encoding="utf-8"))
+
+
 def sigmas():
     even = [1 - step / STEPS for step in range(STEPS + 1)]
     return [SHIFT * level / (1 + (SHIFT - 1) * level) for level in even]
 
 
-def computed(count, first_gap=2.0):
-    """Steps that are sparse early and dense late, with both ends."""
-    places = [(STEPS - 1) * (i / (count - 1)) ** (1 / first_gap) for i in range(count)]
-    return sorted({*[round(place) for place in places], *range(STEPS - max(1, count // 3), STEPS), 0})
-
-
 def _schedule(method, count, branch):
+    """A plan is sparse early and dense late, with both ends; what else there is has even gaps."""
     if method == "plan":
-        return computed(count)
+        places = {round((STEPS - 1) * math.sqrt(i / (count - 1))) for i in range(count)}
+        more = [step for step in range(STEPS - 1, 0, -1) if step not in places]
+        return sorted(places | set(more[: count - len(places)]))
     shift = int(method == "taylorseer" and branch == "uncond")
     return sorted({0, STEPS - 1, *range(2 + shift, STEPS, round(STEPS / count))})
 
 
 def save_pictures(folder, document, size=(96, 54)):
-    """PNG files for every picture that the document names; returns name -> path. What is cached differs by a few pixels."""
-    names = {name for one in document["candidates"] for shown in one["pictures"] for name in _names(shown)}
+    """PNG files for every picture that the document names; returns name -> path."""
+    shown = [row for one in document["candidates"] for row in one.get("pictures") or []]
+    names = {row[kind] for row in shown for kind in ("uncached", "cached", "difference") if kind in row}
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
     for name in sorted(names):
-        prompt = int(name.split("-")[0][1:])
-        kind = "difference" if name.endswith("difference") else "uncached" if name.endswith("uncached") else "cached"
         paths[name] = folder / f"{name}.png"
-        _frame(prompt, kind, size).save(paths[name])
+        _frame(name, size).save(paths[name])
     return paths
-
-
-def _names(shown):
-    return [shown[kind] for kind in ("uncached", "cached", "difference")]
 
 
 def _prompts():
@@ -118,7 +130,7 @@ def _candidate(method, share, stage, chance):
         "seconds": 0.612 * share + 0.004,
         "speedup": 0.612 / (0.612 * share + 0.004) * (1 + chance.uniform(-0.02, 0.02)),
         "estimate": 1 / share,
-        "scores": {"latents": error(psnr), "psnr": psnr, "ssim": 1 - 10 ** (-psnr / 18)},
+        "scores": {name: sum(one["scores"][name] for one in prompts) / HELD_OUT for name in prompts[0]["scores"]},
         "prompts": prompts if held else [],
         "predicted": error(psnr + 2) if method == "plan" else None,
         "on_front": method == "plan" and not held,
@@ -151,7 +163,13 @@ def _shown(prompt, method, count):
 
 def _budget(budget):
     predicted = error(60.5 - 16 * math.log2(15 / budget))
-    return {"budget": budget, "steps": computed(budget), "gain": 1.0, "predicted": predicted, "verified": None}
+    return {
+        "budget": budget,
+        "steps": _schedule("plan", budget, "cond"),
+        "gain": 1.0,
+        "predicted": predicted,
+        "verified": None,
+    }
 
 
 def error(psnr):
@@ -159,10 +177,14 @@ def error(psnr):
     return 10 ** (-psnr / 10) * 9.0
 
 
-def _frame(prompt, kind, size):
+def _frame(name, size):
+    """A disc, moved by what is cached; no two names have the same picture."""
     width, height = size
-    image = Image.new("RGB", size, (0, 0, 0) if kind == "difference" else (40 + 20 * prompt % 160, 90, 130))
-    draw, shift = ImageDraw.Draw(image), int(kind == "cached")
-    box = [width // 3 + shift, height // 4, width // 3 + height // 2 + shift, 3 * height // 4]
-    draw.ellipse(box, fill=None if kind == "difference" else (230, 150, 60), outline=(90, 60, 30))
+    dark, own = name.endswith("difference"), zlib.crc32(name.encode())
+    prompt, move = int(name.split("-")[0][1:]), 0 if name.endswith("uncached") else 1 + own % 3
+    image = Image.new("RGB", size, (0, 0, 0) if dark else (40 + 20 * prompt % 160, 90, 130))
+    left, top = width // 3 + move, height // 4
+    box = [left, top, left + height // 2, 3 * top]
+    ImageDraw.Draw(image).ellipse(box, fill=None if dark else (230, 150, 60), outline=(90, 60, 30))
+    image.putpixel((0, 0), (own & 255, own >> 8 & 255, own >> 16 & 255))
     return image
