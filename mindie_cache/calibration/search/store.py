@@ -49,6 +49,7 @@ class Evaluation:
         seconds: measured; where the beginning was taken from the uncached generation, that one's are added.
         notes: warnings.
         schedule: of each branch, by name, the steps in which nothing was reused.
+        uncached: seconds of the uncached generation of the prompt, as fast as the machine was at that time; 0: unknown.
     """
 
     key: str
@@ -59,6 +60,7 @@ class Evaluation:
     seconds: float
     notes: tuple[str, ...] = ()
     schedule: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    uncached: float = 0.0
 
 
 class Store:
@@ -236,7 +238,8 @@ def _parsed(line: bytes, path: Path, number: int) -> Evaluation:
     if any(isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) for value in numbers):
         raise _damaged(path, f"{where}a score, share or time is no number")
     schedule = tuple([(name, tuple(steps)) for name, steps in found.get("schedule", ())])
-    return Evaluation(**{name: found[name] for name in _KINDS}, notes=tuple(found.get("notes", ())), schedule=schedule)
+    others = {"notes": tuple(found.get("notes", ())), "schedule": schedule, "uncached": float(found.get("uncached", 0.0))}
+    return Evaluation(**{name: found[name] for name in _KINDS}, **others)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -63,6 +63,6 @@ def _texts(target: Target, path: Path | None) -> list[str]:
         return list(target.module.prompts())
     if isinstance(target, TestbedTarget):
         others = [prompt for prompt in testbed.all_prompts() if prompt not in DEFAULT_PROMPTS]
-        stride = 7  # shapes, colours and directions in turn
+        stride = 41  # of all colours, shapes and directions in turn
         return [*DEFAULT_PROMPTS[:2], *[others[(stride * i) % len(others)] for i in range(len(others))]]
     return list(GENERAL)

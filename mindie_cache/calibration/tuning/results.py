@@ -14,6 +14,7 @@ from mindie_cache.calibration.search.scores import LATENTS
 from mindie_cache.calibration.search.store import Evaluation
 from mindie_cache.calibration.tuning.aim import SPEEDUP
 from mindie_cache.calibration.tuning.frames import AMPLIFIED, FOLDER
+from mindie_cache.calibration.tuning.ladders import Rung
 from mindie_cache.calibration.tuning.report import write_report
 from mindie_cache.calibration.tuning.tuner import Tuning, verified_plan
 from mindie_cache.calibration.tuning.verify import Verified
@@ -50,7 +51,8 @@ def plain(tuning: Tuning, command: str) -> dict[str, Any]:
     prompts += [{"text": t, "seed": s, "use": "held out"} for t, s in task.held_out]
     best = verification.found[tuning.chosen]
     candidates = [_tried(tuning, title) for title in tuning.outcomes if title not in verification.found]
-    verified = [_verified(tuning, one, len(task.recorded)) for one in verification.found.values()]
+    shown = _finalists(tuning)
+    verified = [_verified(tuning, one, len(task.recorded), title in shown) for title, one in verification.found.items()]
     on_front = {verified[i]["title"] for i in front([(1 / c["speedup"], _worth(c, task.aim.kind)) for c in verified])}
     for one in verified:
         one["on_front"] = one["title"] in on_front
@@ -112,12 +114,12 @@ def why(tuning: Tuning) -> list[str]:
     sentences = [
         f"{best.rung.title} has {words} of the {len(reached)} settings that reach {aim} on {count} held-out prompts."
     ]
-    others = [one for one in reached if _family(one) != _family(best)]
+    others = [one for one in reached if _family(one.rung) != _family(best.rung)]
     if others:
         second = min(others, key=lambda one: aim.rank(one.speedup, one.scores))
         text = f"The next best, {second.rung.title}: {second.speedup:.2f}x, error {second.scores[LATENTS]:.2e}."
         sentences.append(text)
-    if any(_family(one).startswith("plan") for one in reached) and not _family(best).startswith("plan"):
+    if any(_family(one.rung).startswith("plan") for one in reached) and not _family(best.rung).startswith("plan"):
         sentences.append("It was safer than the plan on these prompts.")
     return sentences
 
@@ -135,15 +137,23 @@ def _limit(tuning: Tuning) -> list[str]:
     ]
 
 
-def _family(one: Verified) -> str:
-    return one.rung.title.partition(",")[0]
+def _finalists(tuning: Tuning) -> set[str]:
+    """The best setting of each method: their schedules and pictures are shown."""
+    aim, best = tuning.task.aim, dict[str, Verified]()
+    for one in sorted(tuning.verification.found.values(), key=lambda one: aim.rank(one.speedup, one.scores)):
+        best.setdefault(_family(one.rung), one)
+    return {one.rung.title for one in best.values()}
+
+
+def _family(rung: Rung) -> str:
+    return rung.title.partition(",")[0]
 
 
 def _tried(tuning: Tuning, title: str) -> dict[str, Any]:
     rung, outcome, estimate = tuning.outcomes[title]
     return {
         "title": title,
-        "method": rung.config.method,
+        "method": _family(rung),
         "config": rung.config.to_dict(),
         "stage": "search",
         "share": outcome.share,
@@ -160,18 +170,19 @@ def _tried(tuning: Tuning, title: str) -> dict[str, Any]:
     }
 
 
-def _verified(tuning: Tuning, one: Verified, first: int) -> dict[str, Any]:
+def _verified(tuning: Tuning, one: Verified, first: int, is_shown: bool) -> dict[str, Any]:
     entries, rung = one.entries, one.rung
     tried = tuning.outcomes.get(rung.title)
     share = sum(entry.share for entry in entries) / len(entries)
+    schedule = [{"branch": name, "computed": list(steps)} for name, steps in entries[0].schedule]
     pictures = []
-    for entry in entries:
+    for entry in entries if is_shown else ():
         names = tuning.album.of(rung.config, entry.prompt)
         if names:
             pictures.append({"prompt": first + entry.prompt, **names, "amplified": AMPLIFIED})
     return {
         "title": rung.title,
-        "method": rung.config.method,
+        "method": _family(rung),
         "config": rung.config.to_dict(),
         "stage": "held out",
         "share": share,
@@ -182,7 +193,7 @@ def _verified(tuning: Tuning, one: Verified, first: int) -> dict[str, Any]:
         "prompts": [_on_prompt(entry, first) for entry in entries],
         "predicted": rung.predicted,
         "notes": list(dict.fromkeys(note for entry in entries for note in entry.notes)),
-        "schedule": [{"branch": name, "computed": list(steps)} for name, steps in entries[0].schedule] or None,
+        "schedule": schedule or None if is_shown else None,
         "pictures": pictures,
     }
 

@@ -33,7 +33,8 @@ class Verified:
 
 
 class Verification:
-    """Runs finalists on the held-out prompts, prompt by prompt, so that what changes with time falls on all of them.
+    """Runs finalists on the held-out prompts, prompt by prompt, so that what changes with time falls on all of them; and
+    before each further look the machine's pace is taken again.
 
     Args:
         until: whether time is over: then fewer prompts are used, but at least two.
@@ -64,8 +65,8 @@ class Verification:
         new = [rung for rung in rungs if rung.title not in self.found]
         if not new:
             return
-        if not self.evaluator.generations and not self._knows(new):  # the first generation of a process is slow
-            self.evaluator.warm_up()
+        if not self._knows(new):
+            self._warm_up()
         entries: dict[str, list[Evaluation]] = {rung.title: [] for rung in new}
         total = self._prompts * len(new)
         with tqdm(total=total, desc=title, unit="generation", disable=not self.evaluator.progress) as bar:
@@ -79,8 +80,15 @@ class Verification:
         for rung in new:
             self.found[rung.title] = self._verified(rung, entries[rung.title])
 
+    def _warm_up(self) -> None:
+        """The first generation of a process is slow; and later on the machine may be slower or faster than at first."""
+        if not self.evaluator.generations:
+            self.evaluator.warm_up()
+        if self.evaluator.has_uncached(0):
+            self.evaluator.pace()
+
     def _verified(self, rung: Rung, entries: Sequence[Evaluation]) -> Verified:
-        ratios = [self.evaluator.uncached(entry.prompt).seconds / entry.seconds for entry in entries]
+        ratios = [entry.uncached / entry.seconds for entry in entries]
         names = [score.name for score in self.evaluator.scores]
         scores = {name: mean([entry.scores.get(name) for entry in entries]) for name in names}
         return Verified(rung, tuple(entries), statistics.median(ratios), scores)
