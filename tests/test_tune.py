@@ -129,7 +129,7 @@ def same(results):
     return [
         (c["title"], c["config"], c["stage"], c["scores"], c["share"])
         for c in results["candidates"]
-        if c["method"] == "plan"
+        if c["config"]["method"] == "plan"
     ]
 
 
@@ -313,7 +313,7 @@ def test_a_sharded_model_is_tuned_as_one(tune, tmp_path):
     assert ranks(2, ["tune", "--model", str(model), "--out", str(out), *common, *arguments]) == [0, 0]
     found = {c["title"]: c for c in json.loads((out / "results.json").read_text())["candidates"]}
     shared = [c for c in alone["candidates"] if c["title"] in found and c["stage"] == found[c["title"]]["stage"]]
-    assert {c["method"] for c in shared} == {"plan", "first_block"}
+    assert {c["method"] for c in shared} >= {"plan", "first_block"}
     for one in shared:
         other = found[one["title"]]
         assert other["share"] == one["share"]  # ranks decide together, by all of the tokens

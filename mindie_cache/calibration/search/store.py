@@ -238,7 +238,11 @@ def _parsed(line: bytes, path: Path, number: int) -> Evaluation:
     if any(isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) for value in numbers):
         raise _damaged(path, f"{where}a score, share or time is no number")
     schedule = tuple([(name, tuple(steps)) for name, steps in found.get("schedule", ())])
-    others = {"notes": tuple(found.get("notes", ())), "schedule": schedule, "uncached": float(found.get("uncached", 0.0))}
+    others: dict[str, Any] = {
+        "notes": tuple(found.get("notes", ())),
+        "schedule": schedule,
+        "uncached": float(found.get("uncached", 0.0)),
+    }
     return Evaluation(**{name: found[name] for name in _KINDS}, **others)
 
 
