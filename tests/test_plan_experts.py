@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from test_plan import error_of, levels, recorded, walk
 
@@ -18,33 +17,45 @@ from mindie_cache.calibration.planning.relay import Relay
 def error_in_turns(v, u, schedule, starts, gain):
     """A turn is a generation of its own, that knows nothing of the one before, and goes on until the next one's first step,
     which corrects nothing."""
-    total = 0.0
+    return sum(error_of(*part, gain) for part in parts(v, u, schedule, starts))
+
+
+def parts(v, u, schedule, starts):
     for begin, end in itertools.pairwise((*starts, len(v))):
         stop = min(end + 1, len(v))
-        inside = tuple(step - begin for step in schedule if begin <= step < stop)
-        total += error_of(v[begin:stop], u[begin : stop + 1], inside, gain)
-    return total
+        yield v[begin:stop], u[begin : stop + 1], tuple(step - begin for step in schedule if begin <= step < stop)
+
+
+def joined(v, u, starts, limit, gain):
+    """All that can be made of the best schedules of each turn."""
+    turns = []
+    for begin, (own, levels_of_turn, _) in zip(starts, parts(v, u, (), starts), strict=True):
+        alone = [(begin,)] if len(own) == 1 else []
+        found = Program(own @ own.T, levels_of_turn, gain).within(limit) if len(own) > 1 else {}
+        turns.append(alone + [tuple(begin + step for step in schedule.steps) for schedule in found.values()])
+    return [tuple(sorted(set().union(*some))) for some in itertools.product(*turns)]
 
 
 @pytest.mark.parametrize("starts", [(0, 4), (0, 1), (0, 8), (0, 3, 6)])
 @pytest.mark.parametrize("gain", [0.0, 1.0])
-def test_turns_are_planned_as_well_as_by_trying_everything(starts, gain):
+def test_turns_share_the_budget_in_the_best_way(starts, gain):
     steps = 9
     v, u = walk(steps, seed=5), levels(steps)
     relay = Relay(v @ v.T, u, gain, 0.0, starts)
     budgets = list(range(2, steps + 1))
     found = relay.solve(budgets)
-    always = {*starts, steps - 1}
+    assert len(found) >= 5
     for budget in budgets:
-        limit = largest_gap(steps, budget)
-        schedules = itertools.combinations(range(steps), budget)
-        allowed = [one for one in schedules if always <= set(one) and max(np.diff(one)) <= limit]
+        allowed = [one for one in joined(v, u, starts, largest_gap(steps, budget), gain) if len(one) == budget]
         assert (budget in found) == bool(allowed)
         if allowed:
-            best = min(error_in_turns(v, u, s, starts, gain) for s in allowed)
-            assert len(found[budget].steps) == budget
-            assert found[budget].predicted == pytest.approx(best, rel=1e-9, abs=1e-9)
-            assert relay.cost(found[budget].steps) == pytest.approx(best, rel=1e-9, abs=1e-9)
+            best = min(error_in_turns(v, u, one, starts, gain) for one in allowed)
+            schedule = found[budget]
+            assert {*starts, steps - 1} <= set(schedule.steps)
+            assert len(schedule.steps) == budget
+            assert schedule.predicted == pytest.approx(best, rel=1e-9, abs=1e-9)
+            assert error_in_turns(v, u, schedule.steps, starts, gain) == pytest.approx(best, rel=1e-9, abs=1e-9)
+            assert relay.cost(schedule.steps) == pytest.approx(best, rel=1e-9, abs=1e-9)
 
 
 def test_one_turn_is_the_program():

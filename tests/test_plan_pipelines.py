@@ -51,6 +51,7 @@ OTHER = {
     "lcm": (lambda: diffusers.FlowMatchLCMScheduler(), "noise"),
     "ancestral": (lambda: diffusers.EulerAncestralDiscreteScheduler(), "noise"),
     "dpm sde": (lambda: diffusers.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", **FLOW), "noise"),
+    "sa": (lambda: diffusers.SASolverScheduler(), "noise"),
     "ddpm": (lambda: diffusers.DDPMScheduler(), "noise"),
     "ddim clipping": (lambda: diffusers.DDIMScheduler(), "bounds"),
     "ddim thresholding": (lambda: diffusers.DDIMScheduler(clip_sample=False, thresholding=True), "bounds"),
@@ -201,6 +202,7 @@ def test_other_schedulers_get_no_correction(name):
     "make",
     [
         lambda: diffusers.DPMSolverMultistepScheduler(solver_order=3, **FLOW),  # a late output is subtracted in the end
+        lambda: diffusers.PNDMScheduler(),
         lambda: diffusers.DDIMScheduler(clip_sample=False, prediction_type="sample"),  # the last output is the result
     ],
 )

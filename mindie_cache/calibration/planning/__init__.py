@@ -3,7 +3,7 @@
 from mindie_cache.calibration.planning.plan import Entry, Plan
 from mindie_cache.calibration.planning.planner import make_plan, plan, usual_growth
 from mindie_cache.calibration.planning.program import Program, Schedule
-from mindie_cache.calibration.planning.recording import Recorder, Recording, record, record_testbed, recording
+from mindie_cache.calibration.planning.recording import Recorder, Recording, record, record_run, record_testbed, recording
 from mindie_cache.calibration.planning.samplers import Sampler, sampler_of
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "make_plan",
     "plan",
     "record",
+    "record_run",
     "record_testbed",
     "recording",
     "sampler_of",

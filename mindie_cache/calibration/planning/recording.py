@@ -42,7 +42,7 @@ class Recording:
         """Both together: plans for several prompts are made from the sum."""
         if self.sigmas.shape != other.sigmas.shape or not np.allclose(self.sigmas, other.sigmas, rtol=1e-5, atol=1e-6):
             raise ParametersInvalid("Recordings with different noise levels cannot be added: use the same steps and shift.")
-        if self.starts != other.starts:
+        if tuple(self.starts) != tuple(other.starts):
             raise ParametersInvalid(
                 f"The experts take turns at steps {list(self.starts)} in one recording and {list(other.starts)} in another. "
                 "Use the same boundary."
@@ -169,18 +169,23 @@ def _experts(pipe: Any, recorder: Recorder) -> Iterator[None]:
             hook.remove()
 
 
-def record(pipe: Any, **call: Any) -> Recording:
-    """Generate once with a pipeline of diffusers, without a cache, and record it.
-
-    Args:
-        call: arguments of the pipeline: prompt, generator, num_inference_steps, ...
-    """
+def record_run(pipe: Any, generate: Callable[[], Any]) -> tuple[Any, Recording]:
+    """What `generate` returns, and the recording of the one generation that it makes with the pipeline."""
     with recording(pipe.scheduler) as recorder, _experts(pipe, recorder):
-        pipe(**call)
+        made = generate()
     sampler = recorder.sampler
     if sampler is None:
         raise ParametersInvalid(
             f"{type(pipe).__name__} made no step with its scheduler, so nothing was recorded. Plans need pipelines "
             "that call pipe.scheduler.step."
         )
-    return recorder.result(sampler.levels, sampler.exact, sampler.why)
+    return made, recorder.result(sampler.levels, sampler.exact, sampler.why)
+
+
+def record(pipe: Any, **call: Any) -> Recording:
+    """Generate once with a pipeline of diffusers, without a cache, and record it.
+
+    Args:
+        call: arguments of the pipeline: prompt, generator, num_inference_steps, ...
+    """
+    return record_run(pipe, lambda: pipe(**call))[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mindie_cache import testbed
 from mindie_cache.calibration.facts import guidance_name, quiet, shifted
 from mindie_cache.calibration.loading import _executed
-from mindie_cache.calibration.planning import Recorder, Recording, recording, sampler_of
+from mindie_cache.calibration.planning import Recorder, Recording, record_run
 from mindie_cache.calibration.search.made import Made, as_frames, as_latents, fact, keeper, timed
 from mindie_cache.checks import whole
 from mindie_cache.device import synchronize
@@ -179,7 +179,7 @@ class PipelineTarget:
 
     def record(self, prompt: str, seed: int, *, frames: bool = False) -> tuple[Made, Recording]:
         with shifted(self.subject, self.shift):
-            return _recorded(self.subject.scheduler, lambda: replace(self, shift=None).generate(prompt, seed, frames=frames))
+            return record_run(self.subject, lambda: replace(self, shift=None).generate(prompt, seed, frames=frames))
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ class UserTarget:
 
     def record(self, prompt: str, seed: int, *, frames: bool = False) -> tuple[Made, Recording]:
         if hasattr(self.subject, "scheduler"):
-            return _recorded(self.subject.scheduler, lambda: self.generate(prompt, seed, frames=frames))
+            return record_run(self.subject, lambda: self.generate(prompt, seed, frames=frames))
         watches = "on_step" in inspect.signature(self.module.generate).parameters
         if not watches or not callable(getattr(self.module, "sigmas", None)):
             raise ConfigError(
@@ -255,10 +255,3 @@ class UserTarget:
         recorder = Recorder()
         made = self.generate(prompt, seed, frames=frames, on_step=recorder.step)
         return made, recorder.result(self.module.sigmas())
-
-
-def _recorded(scheduler: Any, generate: Callable[[], Made]) -> tuple[Made, Recording]:
-    with recording(scheduler) as recorder:
-        made = generate()
-    sampler = sampler_of(scheduler)
-    return made, recorder.result(sampler.levels, sampler.exact, sampler.why)
