@@ -19,6 +19,7 @@ from toy import quiet
 from mindie_cache import CacheAgent, CacheConfig, CacheWarning, ParametersInvalid, enable_cache
 from mindie_cache.calibration.planning import plan, recording, sampler_of
 from mindie_cache.calibration.planning.samplers import reason_against
+from mindie_cache.calibration.search.targets import PipelineTarget
 
 STEPS = 12
 SCHEDULE = (0, 2, 5, 9, 11)
@@ -292,3 +293,16 @@ def test_recording_leaves_the_pipeline_as_it_was():
     with recording(pipe.scheduler):
         assert torch.equal(latents("flux", pipe, steps=4), bare)
     assert "step" not in vars(pipe.scheduler)
+
+
+def test_the_tuner_records_multistep_schedulers_with_their_correction():
+    """Twice: the state that a generation leaves in the scheduler is not tried."""
+    call = {name: value for name, value in TINY["wan"].call().items() if name not in ("prompt", "generator", "output_type")}
+    call.pop("num_inference_steps")
+    target = PipelineTarget(subject=TINY["wan"].build(), name="wan", steps=5, device=torch.device("cpu"), call=call)
+    for _ in range(2):
+        _, found = target.record("a red ball", 0)
+        assert found.exact
+        wanted = diffusers.UniPCMultistepScheduler(**FLOW)
+        wanted.set_timesteps(5)
+        assert found.sigmas == pytest.approx(np.array(sampler_of(wanted).levels))
