@@ -179,6 +179,8 @@ def test_another_target_starts_from_what_is_there(tune, monkeypatch):
     assert results["goal"] == {"kind": "max_error", "value": 1e-3}
     assert {path.name: path.read_bytes() for path in (tune.out / "state/search").glob("recording-*.json")} == before
     fresh = count
+    code, printed, _ = tune("--methods", "plan", "--front", "0", "--min-psnr", "40")
+    assert code == 0, printed.err
     count = 0
     tune("--methods", "plan", "--front", "0", "--max-error", "1e-3", out=tune.out.with_name("fresh"))
     assert fresh < count
@@ -337,7 +339,9 @@ def test_a_pipeline(tmp_path, capsys):
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert results["met"]
     assert {c["scores"].keys() >= {"latents", "psnr"} for c in results["candidates"]} == {True}
-    assert results["plan"] is not None
+    made_on = Plan.load(tmp_path / "out/plan.json").provenance
+    assert (made_on["model"], made_on["scheduler"]) == ("FluxTransformer2DModel", "FlowMatchEulerDiscreteScheduler")
+    assert made_on["prompts"] == [one["text"] for one in results["prompts"][:2]]
     sys.path.insert(0, str(ROOT / "examples"))
     from tiny_pipelines import TINY
 

@@ -81,10 +81,11 @@ def plan(pipe: Any, prompts: Sequence[str], *, seeds: Sequence[int] = (0,), budg
             )
             total = one if total is None else total + one
     assert total is not None
-    return make_plan(total, budget=budget, provenance=_provenance(pipe, prompts, seeds, call))
+    return make_plan(total, budget=budget, provenance=made_on(pipe, prompts, seeds, call))
 
 
-def _provenance(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], call: Mapping[str, Any]) -> dict[str, Any]:
+def made_on(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], call: Mapping[str, Any]) -> dict[str, Any]:
+    """The provenance of a plan: what it is compared with when it is used, and what a reader wants to know."""
     guidance = call.get(guidance_name(pipe), default_of(pipe, guidance_name(pipe)))
     sizes = [call.get(name) or default_of(pipe, name) for name in ("width", "height", "num_frames")]
     return {

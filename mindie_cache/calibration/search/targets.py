@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from mindie_cache import testbed
 from mindie_cache.calibration.facts import guidance_name, quiet, shifted
 from mindie_cache.calibration.loading import _executed
-from mindie_cache.calibration.planning import Recorder, Recording, record_run
+from mindie_cache.calibration.planning import Recorder, Recording, made_on, record_run
 from mindie_cache.calibration.search.made import Made, as_frames, as_latents, fact, keeper, timed
 from mindie_cache.checks import whole
 from mindie_cache.device import synchronize
+from mindie_cache.doctor import NOT_INSTALLED, versions
 from mindie_cache.errors import ConfigError, did_you_mean
 from mindie_cache.testbed.sampler import initial_noise
 
@@ -46,6 +47,9 @@ class Target(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """What changes the results, as plain data."""
+
+    def provenance(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+        """What a plan that is recorded here says of its origin."""
 
     def generate(self, prompt: str, seed: int, *, frames: bool = False, start: int = 0, made: Made | None = None) -> Made:
         """One generation; with `start`, from that step of `made`, which has a trace."""
@@ -76,6 +80,9 @@ class TestbedTarget:
 
     def facts(self) -> dict[str, Any]:
         return {"target": "testbed", "steps": self.steps, "shift": self.shift, "guidance": self.guidance}
+
+    def provenance(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+        return _origin(self.facts(), prompts, seeds)
 
     def generate(self, prompt: str, seed: int, *, frames: bool = False, start: int = 0, made: Made | None = None) -> Made:
         traced: list[Tensor] = []
@@ -159,6 +166,11 @@ class PipelineTarget:
             "call": parts,
         }
 
+    def provenance(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+        guidance = {} if self.guidance is None else {guidance_name(self.subject): self.guidance}
+        with shifted(self.subject, self.shift):
+            return made_on(self.subject, prompts, seeds, {**self.call, **guidance})
+
     def generate(self, prompt: str, seed: int, *, frames: bool = False, start: int = 0, made: Made | None = None) -> Made:
         assert start == 0, "pipelines generate from the beginning"
         call = {**self.call, "prompt": prompt, "num_inference_steps": self.steps}
@@ -225,6 +237,11 @@ class UserTarget:
         content = hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
         return {"target": self.path.name, "content": content, "steps": self.steps, "blocks": self.blocks}
 
+    def provenance(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+        if hasattr(self.subject, "scheduler"):  # its guidance is known to its file alone
+            return {**made_on(self.subject, prompts, seeds, {}), "guidance_scale": None}
+        return _origin(self.facts(), prompts, seeds)
+
     def generate(
         self, prompt: str, seed: int, *, frames: bool = False, start: int = 0, made: Made | None = None, **watched: Any
     ) -> Made:
@@ -255,3 +272,8 @@ class UserTarget:
         recorder = Recorder()
         made = self.generate(prompt, seed, frames=frames, on_step=recorder.step)
         return made, recorder.result(self.module.sigmas())
+
+
+def _origin(facts: Mapping[str, Any], prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+    known = {name: version for name, version in versions().items() if version != NOT_INSTALLED}
+    return {**facts, "prompts": list(prompts), "seeds": list(seeds), "versions": known}

@@ -115,7 +115,7 @@ class Tuner:
         chosen = tuple(dict.fromkeys((*self.task.aim.scores, scores.LATENTS, *decoded, *self.task.scores)))
         texts, seeds = [text for text, _ in prompts], [seed for _, seed in prompts]
         header = {"search": f"tune, {name}", **self.target.facts(), "prompts": texts, "seeds": seeds}
-        store = Store(self.out / STATE / name, {**header, "scores": [*chosen], "device": device}, rank)
+        store = Store(self.out / STATE / name, {**header, "scores": sorted(chosen), "device": device}, rank)
         found = [scores.find(score) for score in chosen]
         return Evaluator(self.target, texts, seeds, found, store, **settings)
 
@@ -195,7 +195,8 @@ class Tuner:
             return None, None
         parts = [_read(store.read(f"{key}.json") or {}, store.path / f"{key}.json") for key in works]
         total = sum(parts[1:], start=parts[0])
-        return total, make_plan(total)
+        texts, seeds = zip(*self.task.recorded, strict=True)
+        return total, make_plan(total, provenance=self.target.provenance(texts, seeds))
 
     def _record(self, prompt: int) -> None:
         values = asdict(self.searcher.record(prompt))
