@@ -170,7 +170,7 @@ def test_the_legend_hides_and_shows(show, report, scripts):
     page.locator("label", has_text="searched prompts").click()
     kept = {i for i in everything if candidates[i]["method"] != "seacache" and candidates[i]["stage"] == "held out"}
     assert visible() == kept
-    page.locator("#method-1").press("Space")
+    page.locator("#family-1").press("Space")
     page.locator("#stage-search").press("Space")
     assert visible() == everything
 
@@ -248,3 +248,15 @@ def test_print_shows_whole_tables_and_no_controls(show, report):
     assert not page.locator("nav").is_visible()
     assert not page.locator(".switch").is_visible()
     assert sum(color(page, "body")) < 200
+
+
+def test_the_chosen_mark_has_a_name_that_fits(show, tmp_path):
+    results = sample.results()
+    results["candidates"][results["chosen"]]["title"] = "plan without correction, 15 of 30"
+    sample.written(tmp_path, results)
+    for size, name in ((DESKTOP, "plan without correction, 15 of 30"), (PHONE, "chosen")):
+        page = show(tmp_path / "report.html", size)
+        label = page.locator("#plot-psnr text.name")
+        assert [one.text_content() for one in label.locator("tspan").all() if one.is_visible()] == [name]
+        box = label.bounding_box()
+        assert box["x"] + box["width"] <= size[0]

@@ -7,6 +7,8 @@ import pytest
 import tuning_sample as sample
 from tuning_sample import written
 
+from mindie_cache.calibration.tuning.report.axes import decades, linear
+
 
 def spots(figure):
     """Candidate -> (percent from the left, percent from the top)."""
@@ -15,6 +17,10 @@ def spots(figure):
         place = [float(at.attributes[axis].removesuffix("%")) for axis in "xy"]
         found[int(at.one(class_="point").attributes["data-index"])] = place
     return found
+
+
+def corners(line):
+    return [tuple(map(float, pair)) for pair in re.findall(r"[ML]([\d.]+) ([\d.]+)", line.attributes["d"])]
 
 
 def scale(figure, axis, transform):
@@ -64,24 +70,44 @@ def test_the_axis_of_the_goal_is_shown_first(tmp_path):
         assert checked.attributes["id"] == first
 
 
-def test_the_front_joins_its_settings_and_predictions_are_errors(tmp_path):
+def unbeaten(candidates, score, more):
+    """By comparing each with each."""
+
+    def worth(one):
+        return one["speedup"], one["scores"][score] * (1 if more else -1)
+
+    def beats(one, other):
+        return worth(one) != worth(other) and all(a >= b for a, b in zip(worth(one), worth(other), strict=True))
+
+    return [one for one in candidates if not any(beats(other, one) for other in candidates)]
+
+
+@pytest.mark.parametrize(("score", "more"), [("psnr", True), ("latents", False)])
+def test_the_front_joins_what_is_unbeaten_on_the_same_prompts(tmp_path, score, more):
+    results = sample.results()
+    first, second = [i for i, one in enumerate(results["candidates"]) if one["stage"] == "held out"][:2]
+    results["candidates"][second]["scores"]["psnr"] = results["candidates"][first]["scores"]["psnr"] + 1  # but not its error
+    figure = written(tmp_path, results).one("figure", id=f"plot-{score}")
+    found = spots(figure)
+    for stage, kind in (("search", "search"), ("held out", "held-out")):
+        best = unbeaten([one for one in results["candidates"] if one["stage"] == stage], score, more)
+        lines = [one for one in figure.all("path", class_="front") if kind in one.attributes["class"].split()]
+        wanted = sorted(tuple(found[results["candidates"].index(one)]) for one in best)
+        assert [corners(line) for line in lines] == ([wanted] if len(wanted) > 1 else [])
+
+
+def test_predictions_are_errors_over_counted_steps(tmp_path):
     results = sample.results()
     page = written(tmp_path, results)
     figure = page.one("figure", id="plot-psnr")
-    found = spots(figure)
-    for stage, kind in (("search", "search"), ("held out", "held-out")):
-        line = next(one for one in figure.all("path", class_="front") if kind in one.attributes["class"].split())
-        drawn = [tuple(map(float, pair)) for pair in re.findall(r"[ML]([\d.]+) ([\d.]+)", line.attributes["d"])]
-        wanted = [i for i, one in enumerate(results["candidates"]) if one["on_front"] and one["stage"] == stage]
-        assert drawn == sorted(tuple(found[index]) for index in wanted)
     assert not figure.all(class_="predicted")
     errors = page.one("figure", id="plot-latents")
     (line,) = errors.all("path", class_="predicted")
     across, up = scale(errors, "x", float), scale(errors, "y", math.log10)
     predicted = {round(30 / one["budget"], 3): one["predicted"] for one in results["plan"]["front"]}
-    for left, top in re.findall(r"[ML]([\d.]+) ([\d.]+)", line.attributes["d"]):
-        speed = min(predicted, key=lambda known: abs(known - across(float(left))))
-        assert up(float(top)) == pytest.approx(math.log10(predicted[speed]), abs=1e-3)
+    for left, top in corners(line):
+        speed = min(predicted, key=lambda known: abs(known - across(left)))
+        assert up(top) == pytest.approx(math.log10(predicted[speed]), abs=1e-3)
 
 
 def test_marks_tell_methods_and_stages_apart(tmp_path):
@@ -98,6 +124,18 @@ def test_marks_tell_methods_and_stages_apart(tmp_path):
     assert len(set.union(*looks.values())) == len(looks) == 7
 
 
+def test_a_family_of_settings_has_its_own_look(tmp_path):
+    results = sample.results()
+    results["candidates"][2]["family"] = "uniform"  # of the same method
+    page = written(tmp_path, results)
+    figure = page.one("figure", id="plot-psnr")
+    looks = [figure.one(data_index=str(index)).one("path").attributes["d"] for index in (1, 2, 3)]
+    assert looks[0] == looks[2] != looks[1]
+    names = [one.text for one in page.one(class_="legend").all("label")]
+    assert "uniform 1" in names
+    assert "plan 7" in names
+
+
 def test_each_box_of_the_legend_hides_what_it_names(tmp_path):
     page = written(tmp_path, sample.results())
     boxes = {one.attributes["id"] for one in page.all("input", type="checkbox")}
@@ -105,6 +143,21 @@ def test_each_box_of_the_legend_hides_what_it_names(tmp_path):
     assert {box for box, _ in rules} == boxes
     kinds = {kind for one in page.all("svg", class_="at") for kind in one.attributes["class"].split()} - {"at"}
     assert {kind for _, kind in rules} == kinds
+
+
+@pytest.mark.parametrize("values", [[1e-4 * 1.1**power] for power in range(25)] + [[3e-9, 2e-9], [1e-12, 5.0], [0.0], [7e4]])
+def test_decades_always_have_ticks(values):
+    axis = decades(values)
+    assert 2 <= len(axis.ticks) <= 9
+    assert all(axis.low <= tick <= axis.high for tick in axis.ticks)
+    assert all(0 < axis.place(value) < 100 for value in values if value)
+
+
+@pytest.mark.parametrize("values", [[1.0], [1.0, 1.001], [0.93, 4.46], [30.0, 65.2], [0.0, 120.0]])
+def test_a_linear_axis_always_has_ticks(values):
+    axis = linear(values)
+    assert 2 <= len(axis.ticks) <= 7
+    assert all(0 < axis.place(value) < 100 for value in values)
 
 
 def test_a_tip_has_the_numbers(tmp_path):

@@ -40,13 +40,13 @@ def linear(values: Sequence[float], falling: bool = False, most: int = 6) -> Axi
 
 
 def decades(values: Sequence[float], falling: bool = False, most: int = 8) -> Axis:
-    """Around the `values` above 0 on a logarithmic scale."""
+    """Around the `values` above 0 on a logarithmic scale of a decade or more."""
     above = [value for value in values if value > 0] or [1.0]
-    first, last = math.floor(math.log10(min(above) * 0.8)), math.ceil(math.log10(max(above) * 1.25))
-    every = math.ceil((last - first) / most)
+    room = max(1.5, math.sqrt(10 * min(above) / max(above)))
+    low, high = min(above) / room, max(above) * room
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     marks = (1, 2, 5) if last - first <= 2 else (1,)
-    ticks = [mark * 10.0**power for power in range(first, last + 1, every) for mark in marks]
-    low, high = min(above) / 1.5, max(above) * 1.5
+    ticks = [mark * 10.0**power for power in range(first, last + 1, math.ceil((last - first) / most)) for mark in marks]
     return Axis(low, high, tuple(tick for tick in ticks if low <= tick <= high), True, falling)
 
 

@@ -62,10 +62,12 @@ class Frames:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A setting that was run. Scores and seconds are means over prompts; `estimate`: times faster by counted work."""
+    """A setting that was run. Scores and seconds are means over prompts; `estimate`: times faster by counted work; `family`:
+    what looks alike in plots, the method if nothing else is said."""
 
     title: str
     method: str
+    family: str
     held_out: bool
     config: Mapping[str, Any]
     share: float | None
@@ -129,9 +131,10 @@ class Results:
         return tuple(sorted(found, key=lambda index: index != self.chosen))
 
     @property
-    def methods(self) -> tuple[str, ...]:
-        """In the order of their first candidates."""
-        return tuple(dict.fromkeys(one.method for one in self.candidates))
+    def families(self) -> tuple[str, ...]:
+        """That of the chosen candidate, then the others as they come."""
+        first = [self.choice] if self.choice else []
+        return tuple(dict.fromkeys(one.family for one in [*first, *self.candidates]))
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -203,6 +206,7 @@ def _candidate(one: Fields, prompts: int, steps: int) -> Candidate:
     return Candidate(
         title=one.text("title", required=True),
         method=one.text("method", required=True),
+        family=one.text("family") or one.text("method"),
         held_out=stage == HELD_OUT,
         config=one.part("config").values,
         share=one.number("share"),

@@ -16,6 +16,7 @@ from mindie_cache.errors import ConfigError
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TINY = 128  # pixels: pictures no higher than this are enlarged without smoothing
+_OPEN = 2  # finalists whose pictures are unfolded
 _WIDE = 1.7  # width in heights: pictures wider than this get a row of their own on small screens
 
 
@@ -73,13 +74,14 @@ def section(results: Results, paths: Mapping[str, Path]) -> Html:
     shown = [results.candidates[i] for i in results.finalists if results.candidates[i].frames]
     if not shown:
         return tag("p", "No frames were kept, so none are shown. Scores are those of the tables.", class_="none")
-    finalists = [_finalist(one, results, album) for one in shown]
+    finalists = [_finalist(one, results, album, opened=i < _OPEN) for i, one in enumerate(shown)]
     return join([album.embedded(), *finalists])
 
 
-def _finalist(one: Candidate, results: Results, album: Album) -> Html:
+def _finalist(one: Candidate, results: Results, album: Album, opened: bool) -> Html:
     head = tag("h3", one.title, " ", chosen_badge(one, results), " ", tag("small", times(one.speedup)))
-    return tag("div", head, *[_prompt(one, frames, results, album) for frames in one.frames], class_="finalist")
+    prompts = [_prompt(one, frames, results, album) for frames in one.frames]
+    return tag("details", tag("summary", head), *prompts, class_="finalist", open=opened)
 
 
 def _prompt(one: Candidate, frames: Frames, results: Results, album: Album) -> Html:

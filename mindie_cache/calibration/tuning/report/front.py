@@ -25,8 +25,8 @@ def section(results: Results) -> Html:
 
 
 def style(results: Results) -> str:
-    """What the check boxes of the legend hide: a rule for each method."""
-    hidden = [(f"method-{i}", f"m{i}") for i in range(len(results.methods))]
+    """What the check boxes of the legend hide: a rule for each family."""
+    hidden = [(f"family-{i}", f"f{i}") for i in range(len(results.families))]
     hidden += [("stage-search", "search"), ("stage-held", "held")]
     return "\n".join(f".front-plots:has(#{box}:not(:checked)) .at.{kind}{{display:none}}" for box, kind in hidden)
 
@@ -43,16 +43,16 @@ def _switch(scores: list[Score]) -> Html | None:
 
 
 def _legend(results: Results) -> Html:
-    methods = [
-        _box(f"method-{i}", marks.swatch(i), name, sum(one.method == name for one in results.candidates))
-        for i, name in enumerate(results.methods)
+    families = [
+        _box(f"family-{i}", marks.swatch(i), name, sum(one.family == name for one in results.candidates))
+        for i, name in enumerate(results.families)
     ]
     held = sum(one.held_out for one in results.candidates)
     stages = [
         _box("stage-held", marks.swatch(0), "held-out prompts", held),
         _box("stage-search", marks.swatch(0, hollow=True), "searched prompts", len(results.candidates) - held),
     ]
-    groups = [("Methods", methods), ("Measured on", stages)]
+    groups = [("Methods", families), ("Measured on", stages)]
     return tag("div", *[tag("fieldset", tag("legend", name), tag("div", *boxes)) for name, boxes in groups], class_="legend")
 
 
@@ -78,8 +78,8 @@ def _explained(results: Results) -> Html:
     """What lines and marks mean, of those that are there."""
     wanted = results.goal and aim(results.goal)
     lines = [("ring", "the chosen setting")] if results.choice else []
-    if any(one.on_front for one in results.candidates):
-        lines.append(("front", "settings that no other one beats in both"))
+    if len(results.candidates) > 1:
+        lines.append(("front", "settings that no other one on the same prompts beats in both"))
     if wanted:
         axis = f" (with {wanted.score.label} up the plot)" if wanted.score else ""
         lines.append(("goal", f"the goal, met on the shaded side{axis}"))

@@ -1,4 +1,4 @@
-"""Marks of methods: a colour (a class of the style sheet) and a shape each, the same in plots, legends and tables."""
+"""Marks of families: a colour (a class of the style sheet) and a shape each, the same in plots, legends and tables."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SHAPES = (  # around (0, 0), with areas that look alike
 
 
 def series(index: int) -> str:
-    """The class of the colour. Colours and shapes have no common factor, so 56 methods look different."""
+    """The class of the colour. Colours and shapes have no common factor, so 56 families look different."""
     return f"s{index % COLOURS}"
 
 
 def shape(index: int, hollow: bool = False) -> Html:
-    """The mark of the method with this index."""
+    """The mark of the family with this index."""
     return tag("path", d=SHAPES[index % len(SHAPES)], class_="hollow" if hollow else "filled")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from mindie_cache.calibration.search import pareto
 from mindie_cache.calibration.tuning.report import marks
 from mindie_cache.calibration.tuning.report.axes import Axis, decades, linear
 from mindie_cache.calibration.tuning.report.data import Candidate, Results
@@ -92,12 +93,11 @@ class Plot:
         return tag("g", region, line, label, class_="goal", aria_hidden="true")
 
     def _front(self, held_out: bool) -> Html | None:
-        points = [
-            self.place(one.speedup or 0.0, one.scores[self.by.name])
-            for one in self.results.candidates
-            if one.on_front and one.held_out == held_out and drawn(one, self.by)
-        ]
-        return _line(points, "front held-out" if held_out else "front search")
+        """The settings that are not beaten in what this plot shows, among those on the same prompts."""
+        there = [one for one in self.results.candidates if one.held_out == held_out and drawn(one, self.by)]
+        places = [self.place(one.speedup or 0.0, one.scores[self.by.name]) for one in there]
+        best = pareto.front([(-left, top) for left, top in places])  # right and up is better in every plot
+        return _line([places[i] for i in best], "front held-out" if held_out else "front search")
 
     def _predicted(self) -> Html | None:
         """Errors that the plan expects, over the speed by counted steps; where the plot has room for them."""
@@ -109,18 +109,18 @@ class Plot:
 
     def _point(self, index: int) -> Html:
         one = self.results.candidates[index]
-        method = self.results.methods.index(one.method)
+        family = self.results.families.index(one.family)
         chosen = index == self.results.chosen
         left, top = self.place(one.speedup or 0.0, one.scores[self.by.name])
         ring = tag("circle", r="10.5", class_="ring") if chosen else None
         mark = tag(
             "g",
-            *(tag("title", "\n".join(facts(one, chosen))), ring, marks.shape(method, hollow=not one.held_out)),
-            class_=f"point {marks.series(method)}" + " chosen" * chosen,
+            *(tag("title", "\n".join(facts(one, chosen))), ring, marks.shape(family, hollow=not one.held_out)),
+            class_=f"point {marks.series(family)}" + " chosen" * chosen,
             role="listitem",
             data_index=index,
         )
-        kind = f"at m{method} {'held' if one.held_out else 'search'}"
+        kind = f"at f{family} {'held' if one.held_out else 'search'}"
         return tag("svg", mark, x=f"{left}%", y=f"{top}%", width="1", height="1", class_=kind)
 
     def _label(self) -> Html | None:
@@ -129,12 +129,12 @@ class Plot:
             return None
         left, top = self.place(chosen.speedup or 0.0, chosen.scores[self.by.name])
         side = _side(left)
-        kind = f"name at m{self.results.methods.index(chosen.method)} held"
+        kind = f"name at f{self.results.families.index(chosen.family)} held"
+        name = shorten(chosen.title, 40)
+        names = tag("tspan", name, class_="long"), tag("tspan", name if len(name) <= 16 else "chosen", class_="short")
         away = {"start": "1.2em", "end": "-1.2em"}[side]
         below = "-0.8em" if side == "start" and top > 6 else "1.6em"  # off the front, which falls to the right
-        return tag(
-            "text", shorten(chosen.title, 40), x=f"{left}%", y=f"{top}%", dx=away, dy=below, text_anchor=side, class_=kind
-        )
+        return tag("text", *names, x=f"{left}%", y=f"{top}%", dx=away, dy=below, text_anchor=side, class_=kind)
 
 
 def shorten(text: str, most: int) -> str:

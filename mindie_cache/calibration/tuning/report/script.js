@@ -39,7 +39,7 @@
       title.remove();
       mark.setAttribute("tabindex", "-1");
       mark.addEventListener("focus", () => show(mark));
-      mark.addEventListener("blur", () => show(null));
+      mark.addEventListener("blur", () => mark === current && show(null));
     }
     (plot.querySelector(".chosen") ?? marks[0]).setAttribute("tabindex", "0");
 
@@ -49,7 +49,7 @@
       show(best && best[0] < 28 ? best[1] : null);
     };
     plot.parentElement.addEventListener("pointermove", nearest);
-    plot.parentElement.addEventListener("pointerdown", nearest);
+    plot.parentElement.addEventListener("click", nearest); // after a tap has moved the focus
     plot.parentElement.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && show(null));
     plot.addEventListener("keydown", (event) => {
       const turn = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
@@ -88,6 +88,8 @@
       });
     });
   }
+
+  addEventListener("beforeprint", () => all("details.finalist").forEach((folded) => (folded.open = true)));
 
   // Frames: a large view that switches between the pictures of a row in place.
   const viewer = document.body.appendChild(make("dialog", "", "viewer"));

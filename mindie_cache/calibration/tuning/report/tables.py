@@ -104,7 +104,8 @@ def candidates_section(results: Results) -> Html:
     heads = [tag("th", name, scope="col", data_sort="number", class_="number") for name, _, _ in columns]
     order = [*results.finalists, *[i for i, one in enumerate(results.candidates) if not one.held_out]]
     rows = [_row(index, results, columns) for index in order]
-    top = tag("thead", tag("tr", *named, *heads, tag("th", "notes", scope="col")))
+    last = [tag("th", name, scope="col") for name in ("fields", "notes")]
+    top = tag("thead", tag("tr", *named, *heads, *last))
     return scrolling(tag("table", top, tag("tbody", *rows), class_="candidates sortable"), "All settings")
 
 
@@ -127,15 +128,15 @@ def _score_column(by: Score) -> Column:
 
 def _row(index: int, results: Results, columns: Sequence[Column]) -> Html:
     one = results.candidates[index]
-    mark = marks.swatch(results.methods.index(one.method), hollow=not one.held_out)
+    mark = marks.swatch(results.families.index(one.family), hollow=not one.held_out)
     front = tag("i", "front", class_="badge quiet") if one.on_front else None
     badges = [badge for badge in (chosen_badge(one, results), front) if badge]
-    title = tag("th", mark, " ", one.title, " ", join(badges, " "), " ", _config(one), scope="row")
+    title = tag("th", mark, " ", one.title, " ", join(badges, " "), scope="row")
     texts = [tag("td", one.method), tag("td", "held out" if one.held_out else "searched")]
     numbers = [number(value(one), show) for _, value, show in columns]
-    notes = tag("td", join(one.notes, " "), class_="notes")
+    last = [tag("td", _config(one)), tag("td", join(one.notes, " "), class_="notes")]
     kind = "chosen" if index == results.chosen else None
-    return tag("tr", title, *texts, *numbers, notes, data_index=index, data_sort=one.title, class_=kind)
+    return tag("tr", title, *texts, *numbers, *last, data_index=index, data_sort=one.title, class_=kind)
 
 
 def _config(one: Candidate) -> Html | None:
@@ -143,4 +144,4 @@ def _config(one: Candidate) -> Html | None:
     if not one.config:
         return None
     lines = [f"{name}: {value if isinstance(value, str) else json.dumps(value)}" for name, value in one.config.items()]
-    return tag("details", tag("summary", "fields"), tag("pre", "\n".join(lines)))
+    return tag("details", tag("summary", "show"), tag("pre", "\n".join(lines)))
