@@ -83,7 +83,7 @@ def main() -> None:
     add = parser.add_argument
     add("--budgets", type=int, nargs="+", default=BUDGETS, metavar="B", help="computed steps of 30 (default: 20 to 6)")
     add("--prompts", type=int, default=32, metavar="N", help="unseen prompts (default: 32)")
-    add("--tuning", type=int, default=4, metavar="N", help="prompts that thresholds are set on (default: 4)")
+    add("--tuning", type=int, default=2, metavar="N", help="prompts that thresholds are set on (default: 2)")
     add("--evaluations", type=int, default=EVALUATIONS, metavar="N", help="of annealing, a budget (default: 200)")
     add("--only", nargs="+", metavar="METHOD", help="names or beginnings of names")
     add("--again", nargs="+", default=[], metavar="METHOD", help="names or beginnings of names: not from the file")
@@ -94,18 +94,20 @@ def main() -> None:
     if options.quick:
         options.budgets, options.prompts, options.evaluations, options.tuning = (15, 8), 4, 12, 1
         options.only = options.only or ["uniform", "plan", "annealing, T", "custom", "dit_block_cache, line"]
-    rows = compare(options)
-    options.out.write_text(json.dumps({"steps": STEPS, "prompts": options.prompts, "rows": rows}, indent=1))
+    rows, costs = compare(options)
+    document = {"steps": STEPS, "prompts": options.prompts, "costs": costs, "rows": rows}
+    options.out.write_text(json.dumps(document, indent=1))
     plot(rows, STEPS, options.picture or options.out.with_suffix(".png"))
-    print(f"{detailed(rows)}\n\nMean PSNR in dB, by computed steps:\n\n{overview(rows)}")
+    print(f"{detailed(rows)}\n\nMean PSNR in dB, by computed steps:\n\n{overview(rows)}\n\nCPU: {costs}")
 
 
-def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Search and evaluate, method by method; rows by budget."""
+def compare(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Search and evaluate, method by method: rows by budget, and what planning costs."""
     folder = options.out.with_suffix("")
     results = Store(folder / "results.jsonl")
     model = load_testbed("cpu")
-    methods = Methods(model, STEPS, results, folder, options.tuning, options.evaluations).all()
+    source = Methods(model, STEPS, results, folder, options.tuning, options.evaluations)
+    methods = source.all()
     chosen = [name for name in methods if name == BASELINE or not options.only or name.startswith(tuple(options.only))]
     runs, baseline = Runs(model, unseen(options.prompts, steps=STEPS), results), {}
     rows = []
@@ -121,7 +123,7 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
                 found = runs.measure(setting.configs, setting.batch, setting.mark, again=again)
                 baseline.setdefault(budget, found)
                 rows.append(row(budget, name, setting, found, baseline[budget]))
-    return sorted(rows, key=lambda one: -one["budget"])
+    return sorted(rows, key=lambda one: -one["budget"]), source.costs
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ from quality_families import Family, families
 from mindie_cache import CacheConfig
 from mindie_cache.calibration.planning import Plan, Program, Recording, make_plan, record_testbed
 from mindie_cache.calibration.search import store
+from mindie_cache.calibration.search.cost import Window, Work
 from mindie_cache.calibration.search.evaluator import Evaluator
 from mindie_cache.calibration.search.findings import Goal
 from mindie_cache.calibration.search.procedures import BlockSearch
 from mindie_cache.calibration.search.scores import find
 from mindie_cache.calibration.search.targets import TestbedTarget
-from mindie_cache.errors import ConfigError
 from mindie_cache.testbed import TestbedTransformer
 from mindie_cache.testbed.weights import CALIBRATION_PATH
 
@@ -44,6 +44,7 @@ ADAPTIVE = (
 )
 STARTS, INTERVALS = (1, 2, 3, 4, 6, 9, 12), range(2, 15)
 BISECTIONS, CLOSE, TOO_FAR = 10, 0.15, 0.75  # the last two in computed steps
+LATE = 2.2  # ratio below which windows may start late
 BASELINE = "uniform, TaylorSeer-1"
 
 
@@ -75,6 +76,7 @@ class Methods:
     def __init__(self, model: TestbedTransformer, steps: int, results: Store, folder: Path, tuning: int, evaluations: int):
         self.model, self.steps, self.folder, self.evaluations = model, steps, folder, evaluations
         self.results, self.tuning, self.blocks = results, tuning, model.config.blocks
+        self.costs: dict[str, float] = {}  # CPU seconds
         self._runs: dict[Task, Runs] = {}
         self._recordings: dict[int, tuple[Recording, float]] = {}
         self._graph: Graph | None = None
@@ -119,11 +121,12 @@ class Methods:
         recording, seconds = self.recording(count)
         start, path = process_time(), self.folder / f"plan-{count}.json"
         plan: Plan = make_plan(recording)
-        seconds += process_time() - start
+        planning = process_time() - start
+        self.costs[f"recording {count}, s"], self.costs["planning every budget, s"] = round(seconds, 2), round(planning, 3)
         plan.save(path)
         options = {"plan": str(path), "budget": budget}
         config = CacheConfig("plan", 1, self.steps, options=options)
-        return Setting((config,), mark=repr(plan.at(budget)), generations=count, once=True, seconds=seconds)
+        return Setting((config,), mark=repr(plan.at(budget)), generations=count, once=True, seconds=seconds + planning)
 
     def _bare(self, budget: int) -> Setting:
         recording, seconds = self.recording(4)
@@ -143,23 +146,32 @@ class Methods:
         whole = 1 + graph.forwards / self.steps
         return Setting((config(graph.path(budget)),), generations=whole, once=True, seconds=graph.seconds)
 
-    def _windows(self, budget: int) -> Setting | None:
-        """MindIE-SD's procedure: see docs/searching.md. Its settings are reached by ever larger intervals."""
+    def _windows(self, budget: int) -> Setting:
+        """MindIE-SD's procedure, with intervals as large as the budget needs: see docs/searching.md."""
         folder = self.folder / f"windows-{budget}"
         task, start = calibration(1, steps=self.steps), process_time()
         target = TestbedTarget(self.model, steps=self.steps)
         kept = store.Store(folder, {**target.facts(), "prompts": task.prompts, "seeds": task.seeds})
         evaluator = Evaluator(target, task.prompts, task.seeds, [find("latents")], kept, progress=True)
         goal = Goal(self.steps / (budget + TOO_FAR / 2))
-        for intervals, starts in _spaces(self.steps, budget):
-            try:
-                (found,) = BlockSearch(goal, intervals=intervals, starts=starts).run(evaluator)
-            except ConfigError:  # out of reach
-                continue
-            count = sum(len(path.read_text().splitlines()) for path in folder.glob("evaluations-*.jsonl"))
-            seconds = process_time() - start
-            return found.config and Setting((found.config,), generations=count + len(task.prompts), seconds=seconds)
-        return None
+        found = [one for space in self._spaces(goal.ratio) for one in BlockSearch(goal, **space).run(evaluator)]
+        chosen = [one.rows[one.chosen] for one in found if one.chosen is not None]
+        count = sum(len(path.read_text().splitlines()) for path in folder.glob("evaluations-*.jsonl"))
+        seconds = process_time() - start
+        config = min(chosen, key=lambda row: row.error).outcome.config
+        return Setting((config,), generations=count + len(task.prompts), seconds=seconds)
+
+    def _spaces(self, ratio: float) -> Iterator[dict[str, tuple[int, ...]]]:
+        """With and without a computed last step, the three smallest intervals that reach the ratio; also from the usual late
+        starts, if that leaves enough to save."""
+        work, steps = Work.counted(self.blocks), self.steps
+        usual = (0, round(0.1 * steps), round(0.2 * steps))
+        for starts in ((0,), usual) if ratio < LATE else ((0,),):
+            for stop in (steps, steps - 1):
+                windows = [Window(starts[-1], every, stop, 1, self.blocks - 1) for every in range(2, steps)]
+                least = next((window.interval for window in windows if work.ratio(window, steps) >= ratio), None)
+                if least:
+                    yield {"intervals": (least, least + 1, least + 2), "starts": starts, "stops": (stop,)}
 
     def _windowed(self, family: Family, budget: int) -> Setting | None:
         """The best of the windows with so many computed steps: so many at the beginning, then one in so many."""
@@ -190,10 +202,3 @@ class Methods:
 
     def _cost(self, seconds: list[float]) -> dict[str, Any]:
         return {"generations": len(seconds) * self.tuning, "seconds": sum(seconds)}
-
-
-def _spaces(steps: int, budget: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Intervals and starts to search over: the usual ones, then larger intervals, from an early start only."""
-    yield (2, 3, 4), ()
-    for least in range(3, steps // 2):
-        yield tuple(range(least, least + 3)), (0, 1)
