@@ -226,10 +226,12 @@ class Tuner:
             return {title: rungs[0] for title, rungs in candidates.items()}
         best: dict[str, Rung] = {}
         for title, rungs in candidates.items():
-            known = [rung for rung in rungs if rung.title in outcomes]
+            known = [rung for rung in rungs if rung.title in outcomes and outcomes[rung.title][1].share < 1]
             if known:
                 best[title] = min(known, key=rank)
         ordered = sorted(best, key=lambda title: rank(best[title]))
+        if not ordered:
+            raise ConfigError("no setting that was tried reuses anything on this model. Try more --methods.")
         return {title: best[title] for title in ordered[:FINALISTS]}
 
     def _verify_front(self, verification: Verification, found: Sequence[Ladder]) -> None:
