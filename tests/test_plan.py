@@ -21,7 +21,6 @@ from mindie_cache.calibration.planning import (
     make_plan,
     record_testbed,
     recording,
-    usual_growth,
 )
 from mindie_cache.calibration.planning.program import largest_gap
 from mindie_cache.feature_cache import FeatureCache
@@ -48,9 +47,9 @@ def share(u: np.ndarray, p: int | None, i: int, j: int, t: int) -> float:
     return part if p is None else part * (u[t] - u[p]) / (u[j] - u[p])
 
 
-def error_of(v: np.ndarray, u: np.ndarray, schedule: tuple[int, ...], gain: float) -> float:
-    """The objective as it is defined: the sum over gaps of the squared signed error."""
-    lengths, total, steps = np.diff(u), 0.0, len(v)
+def error_of(v: np.ndarray, u: np.ndarray, schedule: tuple[int, ...], gain: float, growth: float = 0.0) -> float:
+    """The objective as it is defined: the sum over gaps of the squared signed error, the first two gaps taken together."""
+    lengths, steps, errors = np.diff(u), len(v), []
     for place, i in enumerate(schedule):
         p = schedule[place - 1] if place else None
         j = schedule[place + 1] if place + 1 < len(schedule) else steps
@@ -58,25 +57,33 @@ def error_of(v: np.ndarray, u: np.ndarray, schedule: tuple[int, ...], gain: floa
         error = sum((lengths[t] * (line(v, u, p, i, t) - v[t]) for t in gap), np.zeros(v.shape[1]))
         if j < steps - 1 and gap:  # the last step corrects nothing
             error = error + gain * sum(lengths[t] * share(u, p, i, j, t) for t in gap) * (v[j] - line(v, u, p, i, j))
-        total += float(error @ error)
-    return total
+        errors.append(np.exp(growth / 2 * (u[j] - 0.5)) * error)
+    return float(sum(error @ error for error in [sum(errors[:2]), *errors[2:]]))
+
+
+def is_even(schedule: tuple[int, ...]) -> bool:
+    """After the first gap, gaps get longer and then shorter."""
+    gaps = np.diff(schedule)[1:]
+    return any((np.diff(gaps[:top]) >= 0).all() and (np.diff(gaps[top:]) <= 0).all() for top in range(len(gaps) + 1))
 
 
 @pytest.mark.parametrize("gain", [0.0, 0.5, 1.0, 1.2])
-@pytest.mark.parametrize("factor", [1.0, 1.3, 2.0])
-def test_the_program_finds_the_best_schedule_of_every_budget(gain, factor):
+@pytest.mark.parametrize(("factor", "growth"), [(1.0, 0.0), (1.3, 0.0), (1.3, 5.0), (2.0, 5.0)])
+def test_the_program_finds_the_best_schedule_of_every_budget(gain, factor, growth):
     steps = 9
     v, u = walk(steps), levels(steps)
-    found = Program(v @ v.T, u, gain).solve(factor=factor)
+    program = Program(v @ v.T, u, gain, growth)
+    found = program.solve(factor=factor)
     assert list(found) == list(range(2, steps + 1))
     for budget, schedule in found.items():
         limit = largest_gap(steps, budget, factor)
         inner = itertools.combinations(range(1, steps - 1), budget - 2)
-        allowed = [s for s in ((0, *c, steps - 1) for c in inner) if max(np.diff(s)) <= limit]
-        best = min(error_of(v, u, s, gain) for s in allowed)
+        allowed = [s for s in ((0, *c, steps - 1) for c in inner) if max(np.diff(s)) <= limit and is_even(s)]
+        best = min(error_of(v, u, s, gain, growth) for s in allowed)
         assert len(schedule.steps) == budget
         assert schedule.predicted == pytest.approx(best, rel=1e-9, abs=1e-9)
-        assert error_of(v, u, schedule.steps, gain) == pytest.approx(best, rel=1e-9, abs=1e-9)
+        assert error_of(v, u, schedule.steps, gain, growth) == pytest.approx(best, rel=1e-9, abs=1e-9)
+        assert program.cost(schedule.steps) == pytest.approx(best, rel=1e-9, abs=1e-9)
 
 
 def test_the_cost_of_a_given_schedule():
@@ -401,8 +408,10 @@ def test_targets():
 
 
 def test_growth_and_gain():
-    assert [usual_growth(30, budget) for budget in (30, 15, 14, 2)] == [0.0, 0.0, 5.0, 5.0]
-    assert {entry.gain for entry in make_plan(recorded(walk(12), levels(12))).front} == {1.0}
+    recording = recorded(walk(12), levels(12))
+    assert {entry.gain for entry in make_plan(recording).front} == {1.0}
+    expected = Program(recording.gram, recording.sigmas, 1.0, growth=5.0).solve([5])[5]
+    assert make_plan(recording).at(5) == Entry(expected.steps, 1.0, expected.predicted / recording.energy)
     assert {entry.gain for entry in make_plan(recorded(walk(12), levels(12), exact=False)).front} == {0.0}
 
 

@@ -1,7 +1,7 @@
 """Plans: which steps to compute, found from one or two recorded generations."""
 
 from mindie_cache.calibration.planning.plan import Entry, Plan
-from mindie_cache.calibration.planning.planner import made_on, make_plan, plan, usual_growth
+from mindie_cache.calibration.planning.planner import made_on, make_plan, plan
 from mindie_cache.calibration.planning.program import Program, Schedule
 from mindie_cache.calibration.planning.recording import Recorder, Recording, record, record_run, record_testbed, recording
 from mindie_cache.calibration.planning.samplers import Sampler, sampler_of
@@ -22,5 +22,4 @@ __all__ = [
     "record_testbed",
     "recording",
     "sampler_of",
-    "usual_growth",
 ]

@@ -18,13 +18,7 @@ from mindie_cache.doctor import NOT_INSTALLED, versions
 from mindie_cache.errors import ParametersInvalid
 from mindie_cache.hooks.handle import has_cache
 
-GROWTH = 5.0, 0.0  # of the square of an error, below a half of the steps and from there on: see docs/planning.md
-
-
-def usual_growth(steps: int, budget: int) -> float:
-    """How much more early errors count. With small gaps less than was measured: there it moved steps to no use."""
-    few, many = GROWTH
-    return few if 2 * budget < steps else many
+GROWTH = 5.0  # of the square of an error, see docs/planning.md
 
 
 def make_plan(
@@ -43,18 +37,13 @@ def make_plan(
     """
     steps = len(recording.sigmas) - 1
     gain = 1.0 if recording.exact else 0.0
-    expected = program_of(recording, gain, GROWTH[0])
-    entries: dict[int, Entry] = {}
-    for growth in GROWTH:
-        budgets = [each for each in range(2, steps + 1) if usual_growth(steps, each) == growth]
-        for each, schedule in program_of(recording, gain, growth).solve(budgets, factor).items():
-            entries[each] = Entry(schedule.steps, gain, expected.cost(schedule.steps) / recording.energy)
+    solved = program_of(recording, gain, GROWTH).solve(list(range(2, steps + 1)), factor)
+    front = tuple([Entry(found.steps, gain, found.predicted / recording.energy) for found in solved.values()])
     noted = {**(provenance or {}), "samples": recording.samples}
     if len(recording.starts) > 1:
         noted["experts begin at"] = list(recording.starts)
     if not recording.exact:
         noted["no correction"] = recording.why
-    front = tuple(entries[each] for each in sorted(entries))
     chosen = budget if budget is not None else max(2, steps // 2)
     return Plan(tuple(recording.sigmas.tolist()), front, chosen, noted).checked()
 
