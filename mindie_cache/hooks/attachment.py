@@ -21,6 +21,7 @@ from mindie_cache.hooks.engines import Engines
 from mindie_cache.hooks.families import OWN_CACHE, RISING, fills_own_cache
 from mindie_cache.hooks.generation import FIRST
 from mindie_cache.hooks.generations import UNCLEAR, Generations
+from mindie_cache.hooks.lists import ListPatch, list_patches
 from mindie_cache.hooks.patches import CALL, FORWARD, CallPatch, ContextPatch, ModelPatch, Patch
 from mindie_cache.hooks.regions import BLOCKS, PARTS, ROOT, Scope
 from mindie_cache.hooks.sight import BOTH
@@ -65,6 +66,7 @@ class Attachment:
         site = self._recipe.site  # what is wrong with the configuration is said now
         self.patches = self._patches(site)
         self._inner: list[Any] = [patch for patch in self.patches if isinstance(patch, CallPatch)]
+        self._lists = [patch for patch in self.patches if isinstance(patch, ListPatch)]
         self._place = CALL  # of these patches
         if wish.steps_count is not None:
             self._engines.tell(wish.steps_count)
@@ -80,6 +82,10 @@ class Attachment:
     def _attributes(self) -> list[dict[str, Any]]:
         """Of the modules of the inner patches."""
         return [patch.attributes for patch in self._inner]
+
+    @cached_property
+    def _entries(self) -> list[Any]:
+        return [patch.entry for patch in self._inner]
 
     @property
     def _recipe(self) -> Recipe:
@@ -99,7 +105,9 @@ class Attachment:
                 span = site.span(index)
                 is_edge = index in seen or (span is not None and index in (span.start, span.stop - 1))
                 if is_edge or span is not None:
-                    found.append((EdgePatch if is_edge else BlockPatch)(block, self, index, scope.forms[index]))
+                    kind, region = EdgePatch if is_edge else BlockPatch, index if span is None else span.start
+                    found.append(kind(block, self, index, scope.forms[index], region))
+            found += list_patches(self.model, self, [patch for patch in found if type(patch) is BlockPatch])
         return found
 
     def install(self) -> None:
@@ -140,8 +148,10 @@ class Attachment:
         values = {**dict(zip(self._parameters, args, strict=False)), **kwargs} if args else kwargs
         place = FORWARD if stay_eager() or self._is_inside_compiled() else CALL
         # Any module may have been compiled, or copied, since.
-        if place != self._place or (place == CALL and [*map(dict.get, self._attributes, repeat(CALL))] != self._inner):
+        if place != self._place or (place == CALL and [*map(dict.get, self._attributes, repeat(CALL))] != self._entries):
             for patch in self._inner:
+                patch.move(place)
+            for patch in self._lists:
                 patch.move(place)
             self._place = place
         is_no_step = self._repeats or (self._has_own_cache and fills_own_cache(values))
@@ -226,7 +236,7 @@ class Attachment:
         return twin
 
 
-_OF_THIS_PROCESS = {"_attributes", "_engines", "_repeats", "_warn", "generations"}
+_OF_THIS_PROCESS = {"_attributes", "_entries", "_engines", "_repeats", "_warn", "generations"}
 
 
 def _parameters(model: nn.Module) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from operator import itemgetter
 from typing import Any
@@ -51,25 +52,25 @@ class PartPatch(CallPatch):
 
 
 class BlockPatch(CallPatch):
-    """A block inside a range: it does what the engine has decided at the first one of them."""
+    """A block inside a range: it does what the engine has decided at the first one of them, call `region`."""
 
-    def __init__(self, module: nn.Module, owner: Any, index: int, form: Form):
+    derived = CallPatch.derived | {"_by_place", "_least", "_names", "by_name"}
+
+    def __init__(self, module: nn.Module, owner: Any, index: int, form: Form, region: int):
         super().__init__(module, owner)
         self.index = index
         self.form = form
+        self.region = region
         self._prepare()
 
     def _prepare(self) -> None:
-        """How it takes its streams, all of them, from its keywords or from its positional arguments."""
+        """How it takes its streams, if it always has all of them, from its keywords or from its positional arguments."""
         names = self.form.streams
         places = [self.form.parameters.index(name) for name in names]
-        is_pair = self.form.fixed and len(names) > 1  # itemgetter of one name gives no tuple
-        self._by_name = itemgetter(*names) if is_pair else None
-        self._by_place = itemgetter(*places) if is_pair else None
+        self._names = frozenset(names)
+        self.by_name = _getter(names) if self.form.fixed else None
+        self._by_place = _getter(places) if self.form.fixed else None
         self._least = max(places) + 1
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if not name.startswith("_")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -80,14 +81,25 @@ class BlockPatch(CallPatch):
         now = _now()
         if now is None or now.owner is not self.owner or not (lane := now.lanes[self.index]).reuse:
             return self.original(*args, **kwargs)
-        # In a reused region it returns what it was given.
-        if self._by_name is not None and not args:
-            return lane.rebuild(self._by_name(kwargs))
+        return self.passed(lane, args, kwargs)
+
+    def passed(self, lane: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """In a reused region it returns what it was given."""
+        if self.by_name is not None and not args and self._names <= kwargs.keys():
+            return lane.rebuild(self.by_name(kwargs))
         if self._by_place is not None and len(args) >= self._least:
             return lane.rebuild(self._by_place(args))
         values = self.form.bound(args, kwargs)
         streams = [values.get(name) for name in self.form.streams]
         return lane.rebuild(tuple(streams if self.form.fixed else [item for item in streams if item is not None]))
+
+
+def _getter(keys: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]]:
+    """Gives the tuple of what is at these keys."""
+    if len(keys) > 1:
+        return itemgetter(*keys)
+    (key,) = keys
+    return lambda values: (values[key],)
 
 
 class EdgePatch(BlockPatch):

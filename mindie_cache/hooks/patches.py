@@ -22,6 +22,8 @@ class Patch:
         name: of the method.
     """
 
+    derived = frozenset({"attributes", "original"})  # attributes that are made anew in a copy
+
     def __init__(self, module: nn.Module, owner: Any, name: str = "forward"):
         self.module = module
         self.attributes = vars(module)
@@ -32,7 +34,10 @@ class Patch:
         self.original: Callable[..., Any] = self._plain()
 
     def _plain(self) -> Callable[..., Any]:
-        return self.own or MethodType(getattr(type(self.module), self.name), self.module)
+        return self.own or self._method(self.module)
+
+    def _method(self, module: nn.Module) -> Callable[..., Any]:
+        return MethodType(getattr(type(module), self.name), module)
 
     @property
     def __wrapped__(self) -> Callable[..., Any]:  # for inspect.signature
@@ -58,16 +63,18 @@ class Patch:
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """In a copy of the whole model, its patch; in a copy of a part, the plain method of that copy."""
         module = copy.deepcopy(self.module, memo)
+        if id(self) in memo:  # the module has brought its patch
+            return memo[id(self)]
         if id(self.owner.model) not in memo or not self.active:
             own = copy.deepcopy(self.own, memo)
-            return own or MethodType(getattr(type(module), self.name), module)
+            return own or self._method(module)
         twin = object.__new__(type(self))
         memo[id(self)] = twin
         twin.__setstate__({name: copy.deepcopy(value, memo) for name, value in self.__getstate__().items()})
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in _DERIVED}
+        return {name: value for name, value in vars(self).items() if name not in self.derived}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -76,9 +83,6 @@ class Patch:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
-
-
-_DERIVED = {"attributes", "original"}
 
 
 def _places(module: nn.Module, name: str) -> list[tuple[dict[str, Any], str]]:
@@ -106,8 +110,11 @@ class CallPatch(Patch):
     those of PyTorch; and a compiled module stays whole behind it.
     """
 
+    derived = Patch.derived | {"entry"}
+
     def __init__(self, module: nn.Module, owner: Any):
         super().__init__(module, owner, CALL)
+        self.entry = self.__call__  # bound once: calling an object looks its method up each time
 
     def _plain(self) -> Callable[..., Any]:
         return super()._plain() if self.name != CALL else self.own or self.module._call_impl
@@ -115,11 +122,11 @@ class CallPatch(Patch):
     def install(self) -> None:
         if self.name != CALL:
             return super().install()
-        if vars(self.module).get(CALL) is self:  # another module was compiled since, not this one
+        if vars(self.module).get(CALL) is self.entry:  # another module was compiled since, not this one
             return None
         self.own = vars(self.module).get(CALL)
         self.original = self._plain()
-        vars(self.module)[CALL] = self
+        vars(self.module)[CALL] = self.entry
         self.active = True
         return None
 
@@ -127,11 +134,15 @@ class CallPatch(Patch):
         if self.name != CALL:
             return super().remove()
         self.active = False
-        if vars(self.module).get(CALL) is self:
+        if vars(self.module).get(CALL) is self.entry:
             vars(self.module)[CALL] = self.own
             if self.own is None:
                 del vars(self.module)[CALL]
         return None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.entry = self.__call__
 
     def move(self, name: str) -> None:
         if self.name != name:
