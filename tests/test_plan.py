@@ -460,3 +460,37 @@ def test_a_plan_through_a_configuration_file(tmp_path):
     full, notes = read.options.resolved(read)
     assert (full.compute_steps, full.sigmas, notes) == (plan.at(6).steps, plan.sigmas, ())
     assert isinstance(plan.at(6), Entry)
+
+
+def test_the_weights_of_a_plan_file_are_what_is_executed(tmp_path):
+    """Another program that only reads the file makes the outputs that the engine makes."""
+    sigmas = tuple((1 - i / 8) ** 1.3 for i in range(9))
+    entry = Entry((0, 2, 5, 7), 1.0, 0.1)
+    Plan(sigmas, (entry,), 4).save(tmp_path / "plan.json")
+    document = json.loads((tmp_path / "plan.json").read_text())
+    torch.manual_seed(3)
+    truth = torch.randn(8, 6, dtype=torch.float64)
+    agent = CacheAgent(CacheConfig("plan", 1, 8, options={"plan": str(tmp_path / "plan.json")}))
+    with agent.run():
+        executed = [
+            agent.apply(lambda hidden_states, step=step: truth[step], hidden_states=truth[step]) for step in range(8)
+        ]
+    by_hand = []
+    for step in range(8):
+        weights = document["weights"].get(str(step), {})
+        correction = weights.pop("correction", 0.0)
+        if step not in document["compute_steps"]:
+            by_hand.append(sum([factor * truth[int(source)] for source, factor in weights.items()]))
+        elif correction:
+            known = [s for s in document["compute_steps"] if s < step][-2:]
+            i, p = known[-1], known[0]
+            line = (
+                truth[i] + (sigmas[step] - sigmas[i]) / (sigmas[i] - sigmas[p]) * (truth[i] - truth[p])
+                if i != p
+                else truth[i]
+            )
+            by_hand.append(truth[step] + correction * (truth[step] - line))
+        else:
+            by_hand.append(truth[step])
+    torch.testing.assert_close(torch.stack(executed), torch.stack(by_hand), rtol=1e-9, atol=1e-9)
+    assert "correction" in json.loads((tmp_path / "plan.json").read_text())["weights"]["2"]

@@ -15,6 +15,7 @@ import numpy as np
 from mindie_cache.calibration import files
 from mindie_cache.checks import real
 from mindie_cache.errors import ConfigError
+from mindie_cache.predictors import Line, Retroactive
 
 KIND = "mindie_cache plan"
 
@@ -114,6 +115,23 @@ class Plan:
         sigmas = tuple(np.interp(places, range(self.steps_count + 1), self.sigmas).tolist())
         return replace(self, sigmas=sigmas, front=tuple(by_budget[b] for b in sorted(by_budget)), budget=nearest)
 
+    def weights(self) -> dict[str, dict[str, float]]:
+        """Of the chosen schedule: for each estimated step, by which factors the outputs of which computed steps are summed;
+        for each step that corrects, of which share of the observed difference it is corrected. For other programs; `load`
+        does not read them, since they follow from the rest."""
+        line, corrector = Line(self.sigmas), Retroactive(self.sigmas, self.chosen.gain)
+        found: dict[str, dict[str, float]] = {}
+        known: tuple[int, ...] = ()
+        for step in range(self.steps_count):
+            if step in self.chosen.steps:
+                factor = corrector.factor(known, step) if known else 0.0
+                if factor:
+                    found[str(step)] = {"correction": factor}
+                known = (*known, step)[-line.depth :]
+            else:
+                found[str(step)] = dict(zip(map(str, known), line.weights(known, step), strict=True))
+        return found
+
     def save(self, path: str | PathLike[str]) -> None:
         """Write it, whole or not at all."""
         document = {
@@ -122,6 +140,7 @@ class Plan:
             "budget": self.budget,
             "compute_steps": self.chosen.steps,
             "gain": self.chosen.gain,
+            "weights": self.weights(),
             "sigmas": self.sigmas,
             "provenance": dict(self.provenance),
             "front": [asdict(entry) for entry in self.front],
