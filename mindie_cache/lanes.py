@@ -235,13 +235,16 @@ class Track:
 
     def close_pass(self) -> None:
         """Write the pass under way into the log."""
-        self.common.log.add(self.record(), 0 if self.reuse else self.common.kept_by(self))  # a reused step keeps nothing new
+        self.common.log.add(self.row(), 0 if self.reuse else self.common.kept_by(self))  # a reused step keeps nothing new
         self.missed = self.reused = 0
         self.index = len(self.lanes)
 
+    def row(self) -> tuple[str, int, int, int, str]:
+        """The pass under way, so far: the fields of a StepRecord."""
+        return self.branch, self.step, self.index - self.missed, self.reused, self.reason
+
     def record(self) -> StepRecord:
-        """The pass under way, so far."""
-        return StepRecord(self.branch, self.step, self.index - self.missed, self.reused, self.reason)
+        return StepRecord(*self.row())
 
     def review(self) -> None:
         if self.policy.reuses:

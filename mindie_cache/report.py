@@ -86,15 +86,20 @@ def _mebibytes(count: int) -> str:
 class Log:
     """The growing form of a report, shared by the branches of one run."""
 
-    steps: list[StepRecord] = field(default_factory=list)
+    rows: list[tuple[str, int, int, int, str]] = field(default_factory=list)  # the fields of StepRecord
     bytes_peak: int = 0
     started: float = field(default_factory=perf_counter)
     stopped: float = 0.0
 
-    def add(self, record: StepRecord, bytes_now: int) -> None:
+    @property
+    def steps(self) -> list[StepRecord]:
+        return [StepRecord(*row) for row in self.rows]
+
+    def add(self, row: tuple[str, int, int, int, str], bytes_now: int) -> None:
         """A pass has ended, with `bytes_now` kept."""
-        self.steps.append(record)
-        self.bytes_peak = max(self.bytes_peak, bytes_now)
+        self.rows.append(row)
+        if bytes_now > self.bytes_peak:
+            self.bytes_peak = bytes_now
         self.stopped = perf_counter()
 
     def report(self, method: str, unit: str, bytes_now: int) -> Report:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import repeat
@@ -79,13 +80,13 @@ class Attachment:
         self._repeats = False
 
     @cached_property
-    def _attributes(self) -> list[dict[str, Any]]:
-        """Of the modules of the inner patches."""
-        return [patch.attributes for patch in self._inner]
+    def _everywhere(self) -> Watch:
+        return watch(self._inner)
 
     @cached_property
-    def _entries(self) -> list[Any]:
-        return [patch.entry for patch in self._inner]
+    def _at_edges(self) -> Watch:
+        """Inner blocks may wait: one that is computed for nothing changes no output."""
+        return watch([patch for patch in self._inner if isinstance(patch, EdgePatch)])
 
     @property
     def _recipe(self) -> Recipe:
@@ -105,8 +106,7 @@ class Attachment:
                 span = site.span(index)
                 is_edge = index in seen or (span is not None and index in (span.start, span.stop - 1))
                 if is_edge or span is not None:
-                    kind, region = EdgePatch if is_edge else BlockPatch, index if span is None else span.start
-                    found.append(kind(block, self, index, scope.forms[index], region))
+                    found.append((EdgePatch if is_edge else BlockPatch)(block, self, index, scope.forms[index]))
             found += list_patches(self.model, self, [patch for patch in found if type(patch) is BlockPatch])
         return found
 
@@ -146,18 +146,11 @@ class Attachment:
             self._warn("training", TRAINING)
             return original(*args, **kwargs)
         values = {**dict(zip(self._parameters, args, strict=False)), **kwargs} if args else kwargs
-        place = FORWARD if stay_eager() or self._is_inside_compiled() else CALL
-        # Any module may have been compiled, or copied, since.
-        if place != self._place or (place == CALL and [*map(dict.get, self._attributes, repeat(CALL))] != self._entries):
-            for patch in self._inner:
-                patch.move(place)
-            for patch in self._lists:
-                patch.move(place)
-            self._place = place
         is_no_step = self._repeats or (self._has_own_cache and fills_own_cache(values))
         generation, track = (None, None) if is_no_step else self.generations.enter(values)
         if generation is None or track is None:
             return original(*args, **kwargs)
+        self._settle_place(self._at_edges if generation.step else self._everywhere)
         if self.scope.kind == PARTS:
             generation.review_form(track, values)
         now = Forward(self, track, generation.engine)
@@ -174,6 +167,15 @@ class Attachment:
             track.reused = sum([lane.last - lane.start + 1 for lane in track.distinct_lanes if lane.reuse])
         generation.close(track)
         return result
+
+    def _settle_place(self, watched: Watch) -> None:
+        """Put the patches where they are seen; any module may have been compiled, or copied, since the last forward."""
+        place = FORWARD if stay_eager() or self._is_inside_compiled() else CALL
+        attributes, entries = watched
+        if place != self._place or (place == CALL and [*map(dict.get, attributes, repeat(CALL))] != entries):
+            for patch in (*self._inner, *self._lists):
+                patch.move(place)
+            self._place = place
 
     def _is_inside_compiled(self) -> bool:
         """Whether the parts of blocks are called by compiled code, because the blocks are compiled."""
@@ -221,6 +223,7 @@ class Attachment:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        self._place = ""  # PyTorch leaves calls that are compiled, or patched, out of copies
         self._start()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Attachment:
@@ -236,7 +239,15 @@ class Attachment:
         return twin
 
 
-_OF_THIS_PROCESS = {"_attributes", "_entries", "_engines", "_repeats", "_warn", "generations"}
+Watch = tuple[list[dict[str, Any]], list[Any]]
+
+
+def watch(patches: Sequence[CallPatch]) -> Watch:
+    """The attributes of their modules, and what should be there."""
+    return [patch.attributes for patch in patches], [patch.entry for patch in patches]
+
+
+_OF_THIS_PROCESS = {"_at_edges", "_everywhere", "_engines", "_repeats", "_warn", "generations"}
 
 
 def _parameters(model: nn.Module) -> tuple[str, ...]:

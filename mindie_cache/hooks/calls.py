@@ -52,15 +52,14 @@ class PartPatch(CallPatch):
 
 
 class BlockPatch(CallPatch):
-    """A block inside a range: it does what the engine has decided at the first one of them, call `region`."""
+    """A block inside a range: it does what the engine has decided at the first one of them."""
 
     derived = CallPatch.derived | {"_by_place", "_least", "_names", "by_name"}
 
-    def __init__(self, module: nn.Module, owner: Any, index: int, form: Form, region: int):
+    def __init__(self, module: nn.Module, owner: Any, index: int, form: Form):
         super().__init__(module, owner)
         self.index = index
         self.form = form
-        self.region = region
         self._prepare()
 
     def _prepare(self) -> None:

@@ -11,12 +11,14 @@ from functools import cached_property
 from itertools import chain, groupby
 from types import MethodType
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from mindie_cache.hooks.calls import BlockPatch, Forward, under_way
+from mindie_cache.hooks.calls import BlockPatch, under_way
 from mindie_cache.hooks.compiling import runs_eagerly
 from mindie_cache.hooks.patches import CALL, Patch
+from mindie_cache.lanes import Lane, Track
 
 _now = under_way.get
 
@@ -31,27 +33,27 @@ class CachedList(nn.ModuleList):
 
 
 class Skipped:
-    """Stands for an inner block of a reused region: returns what it is given. Whoever asks it sees the block."""
+    """Stands for an inner block of a region that is reused: returns what it is given. Whoever asks it sees the block."""
 
-    __slots__ = ("_block", "_by_name", "_index", "_patch")
+    __slots__ = ("_block", "_by_name", "_lane", "_patch")
 
-    def __init__(self, patch: BlockPatch):
+    def __init__(self, patch: BlockPatch, lane: Lane):
+        self._lane = lane
         self._patch = patch
         self._block = patch.module
-        self._index = patch.index
         self._by_name = patch.by_name
 
     @runs_eagerly
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        now = _now()
-        if now is None:  # it was kept, and is called later
+        lane, by_name = self._lane, self._by_name
+        if not lane.reuse:  # it was kept, and is called later
             return self._block(*args, **kwargs)
-        if not args and self._by_name is not None:
-            try:
-                return now.lanes[self._index].rebuild(self._by_name(kwargs))
-            except KeyError:  # a stream is left out
-                pass
-        return self._patch.passed(now.lanes[self._index], args, kwargs)
+        if args or by_name is None:
+            return self._patch.passed(lane, args, kwargs)
+        try:
+            return lane.rebuild(by_name(kwargs))
+        except KeyError:  # a stream is left out
+            return self._patch.passed(lane, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._block, name)
@@ -62,11 +64,11 @@ class Skipped:
 
 
 class Stretch(NamedTuple):
-    """Neighbours in a list: the inner blocks of one region, which begins with call `region`; -1: others."""
+    """Neighbours in a list: the inner `blocks` of one region, with a stand-in each; or others, which have no `lane`."""
 
-    region: int
-    blocks: list[nn.Module]
-    stand_ins: list[Any]
+    blocks: list[Any]
+    lane: Lane | None
+    stand_ins: list[Skipped]
 
 
 class ListPatch(Patch):
@@ -83,18 +85,22 @@ class ListPatch(Patch):
     def __init__(self, module: nn.ModuleList, owner: Any, inner: Sequence[BlockPatch]):
         super().__init__(module, owner, "__iter__")
         self._inner = list(inner)
+        self._stretches: WeakKeyDictionary[Track, list[Stretch]] = WeakKeyDictionary()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._stretches = WeakKeyDictionary()
 
     @cached_property
     def _blocks(self) -> list[nn.Module]:
         return [*self.original()]
 
-    @cached_property
-    def _stretches(self) -> list[Stretch]:
+    def _divided(self, lanes: Sequence[Any]) -> list[Stretch]:
         inner = {patch.module: patch for patch in self._inner}
         found = []
-        for region, blocks in groupby(self._blocks, lambda block: inner[block].region if block in inner else -1):
-            members = [*blocks]
-            found.append(Stretch(region, members, [Skipped(inner[block]) for block in members] if region >= 0 else []))
+        for lane, group in groupby(self._blocks, lambda block: lanes[inner[block].index] if block in inner else None):
+            blocks = [*group]
+            found.append(Stretch(blocks, lane, [Skipped(inner[block], lane) for block in blocks] if lane else []))
         return found
 
     def _method(self, module: nn.Module) -> Any:
@@ -120,12 +126,16 @@ class ListPatch(Patch):
         now = _now()
         if now is None or now.owner is not self.owner or [*self.module._modules.values()] != self._blocks:
             return self.original()
-        return chain.from_iterable(self._passed(now))
+        stretches = self._stretches.get(now.track)
+        if stretches is None:
+            stretches = self._stretches[now.track] = self._divided(now.lanes)
+        return chain.from_iterable(_passed(stretches))
 
-    def _passed(self, now: Forward) -> Iterator[list[Any]]:
-        """Stretch by stretch, because whether a region is reused is not known before its first block was called."""
-        for region, blocks, stand_ins in self._stretches:
-            yield stand_ins if region >= 0 and now.lanes[region].reuse else blocks
+
+def _passed(stretches: list[Stretch]) -> Iterator[list[Any]]:
+    """One after the other, because whether a region is reused is not known before its first block was called."""
+    for blocks, lane, stand_ins in stretches:
+        yield stand_ins if lane is not None and lane.reuse else blocks
 
 
 def list_patches(model: nn.Module, owner: Any, inner: Sequence[BlockPatch]) -> list[ListPatch]:
