@@ -2,7 +2,7 @@
 
     python examples/flux.py --compare --prompt "a lighthouse in a storm, oil on canvas"
 
-One forward a step (guidance is an input of this model). The levels compute at regular steps here; a table that others
+One forward a step (guidance is an input of this model). The levels follow a fixed schedule here; a table that others
 measured for this model is used with --config magcache:FLUX.1-dev.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -53,11 +54,12 @@ def marks(handle):
     return "".join("." if record.reused else "#" for record in report.steps)
 
 
-SCHEDULES = {  # of 20 steps: the beginning, then one of so many, and the last step
-    "quality": "######.#.#.#.#.#.#.#",
-    "balanced": "####..#..#..#..#..##",
-    "fast": "##...#...#...#...#.#",
-}
+COMPUTED = {"quality": 14, "balanced": 10, "fast": 7}  # of 20 steps
+
+
+def schedule_of(name, steps):
+    chosen = LEVELS[name].schedule(steps)["compute_steps"]
+    return "".join("#" if step in chosen else "." for step in range(steps))
 
 
 @pytest.mark.parametrize("name", LEVELS)
@@ -65,8 +67,21 @@ def test_levels_are_schedules_for_an_unknown_model(name):
     model = WanTransformer3DModel(num_layers=6).eval()
     with enable_cache(model, name, num_inference_steps=20) as handle:
         generate(model, 20)
-        assert marks(handle) == SCHEDULES[name]
-        assert handle.report().asked.startswith(f"{name}: taylorseer")
+        assert marks(handle) == schedule_of(name, 20)
+        assert marks(handle).count("#") == COMPUTED[name]
+        assert handle.report().asked.startswith(f"{name}: {LEVELS[name].speedup:g} times fewer steps computed")
+
+
+@pytest.mark.filterwarnings("ignore:plan_blocks reused nothing")  # of two steps
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("name", LEVELS)
+def test_levels_of_few_steps(name, steps):
+    model = WanTransformer3DModel(num_layers=6).eval()
+    with enable_cache(model, name, num_inference_steps=steps) as handle:
+        generate(model, steps)
+        seen = marks(handle)
+    assert seen[0] == seen[-1] == "#"
+    assert seen.count("#") == max(min(2, steps), math.ceil(steps / LEVELS[name].speedup))
 
 
 def test_levels_take_the_magnitude_table_of_a_known_model():
@@ -155,6 +170,6 @@ def test_without_a_pipeline_the_number_of_steps_is_asked_for():
             generate(model, 1)
         handle.refresh(num_inference_steps=20)
         generate(model, 20)
-        assert marks(handle) == SCHEDULES["balanced"]
+        assert marks(handle) == schedule_of("balanced", 20)
         with pytest.raises(ConfigError, match="num_inference_steps"):
             handle.refresh(num_inference_steps=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,26 +15,26 @@ class Level:
     """What a name means.
 
     Args:
-        warmup_share, interval: without a preset of the model: the first share of the steps is computed, and then one of
-            every `interval`; the others are on a line through the last two.
+        speedup: without a preset of the model: so many times fewer steps are computed than there are; the others are on a
+            line through the last two.
         threshold, max_skip_steps: with a magnitude table of the model.
     """
 
-    warmup_share: float
-    interval: int
+    speedup: float
     threshold: float
     max_skip_steps: int
 
     def schedule(self, steps: int) -> dict[str, Any]:
-        """Options of taylorseer for so many steps."""
-        warmup = max(2, round(self.warmup_share * steps))
-        return {"lite": True, "order": 1, "interval": self.interval, "warmup_steps": warmup}
+        """Options of `plan_blocks` for so many steps. Nothing is corrected: that needs to know the sampler."""
+        from mindie_cache.calibration.planning.usual import usual_schedule
+
+        return {"compute_steps": usual_schedule(steps, math.ceil(steps / self.speedup))}
 
 
 LEVELS = {
-    "quality": Level(0.3, 2, 0.06, 2),
-    "balanced": Level(0.2, 3, 0.12, 3),
-    "fast": Level(0.1, 4, 0.24, 5),
+    "quality": Level(1.5, 0.06, 2),
+    "balanced": Level(2.0, 0.12, 3),
+    "fast": Level(3.0, 0.24, 5),
 }
 
 

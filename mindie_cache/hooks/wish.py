@@ -112,7 +112,7 @@ def read_wish(asked: Any, model_names: tuple[str, ...] = ()) -> Wish:
 def suited(wish: Wish, pipe: Any) -> Wish:
     """Without the correction of a plan, where the pipeline's scheduler would not do with it what it is made for."""
     scheduler = getattr(pipe, "scheduler", None)
-    if wish.method not in PLANNED or scheduler is None:
+    if wish.method not in PLANNED or scheduler is None or wish.level is not None:
         return wish
     from mindie_cache.calibration.planning.samplers import reason_against
 
@@ -129,9 +129,8 @@ def _of_level(name: str, model_names: tuple[str, ...]) -> Wish:
     table = level(name, model_names)
     if table is not None:
         return Wish(f"{name}: ada_taylor with the preset {table['preset']}", {"method": "ada_taylor", "options": table})
-    schedule = LEVELS[name].schedule(PROBABLE_STEPS)
-    words = f"{name}: taylorseer, one of {schedule['interval']} steps computed"
-    return Wish(words, {"method": "taylorseer", "options": {"lite": True}}, level=name)
+    words = f"{name}: {LEVELS[name].speedup:g} times fewer steps computed, by the schedule for models that were not measured"
+    return Wish(words, {"method": "plan_blocks"}, level=name)
 
 
 def _of_config(config: CacheConfig, title: str = "") -> Wish:

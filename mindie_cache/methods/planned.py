@@ -75,7 +75,7 @@ class PlanOptions:
         if self.plan is None and self.budget is not None:
             raise ConfigError("budget chooses among the schedules of a plan: give plan, or leave budget out.")
         full, _ = self.resolved(config)
-        numbers("compute_steps", full.compute_steps, 2)
+        numbers("compute_steps", full.compute_steps, min(2, steps))
         assert full.compute_steps is not None
         for step in full.compute_steps:
             whole("compute_steps", step, 0, steps - 1)
