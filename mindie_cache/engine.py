@@ -14,7 +14,7 @@ from mindie_cache.lanes import Common, Lane, Track, first_shape, signature
 from mindie_cache.methods.base import Recipe
 from mindie_cache.ops import combine, residual_delta
 from mindie_cache.policies import Signal
-from mindie_cache.predictors import Retroactive
+from mindie_cache.predictors import Hold, Retroactive
 from mindie_cache.taps import model_input
 
 
@@ -26,6 +26,7 @@ class Engine:
         self._streams = recipe.streams
         self._warmup = recipe.predictor.warmup
         self._per_call = recipe.policy.per_call
+        self._holds = isinstance(recipe.predictor, Hold)
         self._anchor = recipe.signal.anchor if recipe.signal else -1
         self._probed = recipe.probe.index if recipe.probe else -1
         plain = recipe.bands is not None or recipe.meter is not None  # what looks at residuals before they are kept
@@ -196,7 +197,11 @@ class Engine:
             if residual:
                 return lane.rebuild(self.predict(track, lane, (model_input(args, kwargs), *[None] * (lane.width - 1))))
             # Before a step that is computed for certain nobody needs the snapshot again, so no copy is needed either.
-            return lane.rebuild(history.take() if track.give_away else self.predict(track, lane, None))
+            if track.give_away:
+                return lane.rebuild(history.take())
+            if self._holds and isinstance(history, History):
+                return lane.rebuild(history.newest())
+            return lane.rebuild(self.predict(track, lane, None))
         entered = own(model_input(args, kwargs)) if residual and track.keep else None
         computed = self.execute(track, index, function, args, kwargs) if index == self._probed else function(*args, **kwargs)
         corrector, corrected = self.recipe.corrector, None

@@ -77,6 +77,11 @@ class History:
         kept = [snapshot[stream] for snapshot in self._kept]
         return [item if type(item) is Plain else fetch(item) for item in kept]
 
+    def newest(self) -> Features:
+        """Copies of the newest snapshot."""
+        copy = self.placement.copy
+        return tuple([item.value if type(item) is Plain else copy(item) for item in self._kept[-1]])
+
     def take(self) -> Features:
         """The newest snapshot itself; the history does not keep it any more, nor older ones."""
         fetch, newest = self.placement.fetch, self._kept.pop()
@@ -87,8 +92,7 @@ class History:
     def combine(self, weights: Sequence[float], references: Features | None) -> Features:
         """One new object per stream: ``reference + sum(weight * snapshot)``; without references, the sum alone."""
         if references is None and weights[-1] == 1.0 and not any(weights[:-1]):  # nothing to add up
-            copy = self.placement.copy
-            return tuple([item.value if type(item) is Plain else copy(item) for item in self._kept[-1]])
+            return self.newest()
         placement, combined = self.placement, []
         for stream, newest in enumerate(self._kept[-1]):
             kept = [snapshot[stream] for snapshot in self._kept]
