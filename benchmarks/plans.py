@@ -10,7 +10,7 @@ with its usual gain, the same without correction, and two uniform schedules with
 residuals (TaylorSeer of order 1, lite) and of the model's output. PSNR of the final latents beside the uncached ones;
 "paired" is the difference to the uniform TaylorSeer, prompt by prompt. With --levels it is the schedule of the levels of
 enable_cache, at their three speeds, beside a computed beginning and then regular steps, and beside the plan. --fresh takes
-other prompts and seeds. Results also go to out/bench/plans.json.
+other prompts and seeds. Results also go to out/bench/plans.json, with the PSNR of each prompt.
 """
 
 from __future__ import annotations
@@ -162,13 +162,14 @@ def main() -> None:
                     "paired": round(float(paired.mean()), 1),
                     "paired, worst": round(float(paired.min()), 1),
                     "wins": f"{int((paired > 0).sum())}/{len(found)}",
+                    "each": found.round(2).tolist(),
                 }
             )
         relative = plan.at(budget).predicted * recording.energy / recording.samples
         rows[-1]["predicted"] = round(10 * math.log10(PEAK**2 * elements / relative), 1)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"steps": options.steps, "rows": rows}, indent=1))
-    names = [*rows[-1]]
+    names = [name for name in rows[-1] if name != "each"]
     print(f"| {' | '.join(names)} |\n|{' --- |' * len(names)}")
     for row in rows:
         print(f"| {' | '.join(str(row.get(name, '')) for name in names)} |")
