@@ -26,10 +26,10 @@ from tqdm import tqdm
 
 from mindie_cache import CacheConfig
 from mindie_cache.calibration.planning import Plan, Program, Recording, make_plan, record_testbed
-from mindie_cache.calibration.planning.usual import usual_schedule
 from mindie_cache.calibration.testbed import DEFAULT_PROMPTS
 from mindie_cache.demo.attach import attached
 from mindie_cache.hooks.levels import LEVELS
+from mindie_cache.hooks.levels import regular as level_schedule
 from mindie_cache.testbed import TestbedTransformer, all_prompts, generate, load_testbed
 
 OUT = Path("out/bench/plans.json")
@@ -102,7 +102,7 @@ def levels(steps: int, blocks: int, budget: int, plan: Plan) -> dict[str, CacheC
     return {
         "uniform": regular(uniform(steps, budget)),
         "beginning, then regular": regular(begun(steps, budget)),
-        "level": regular(usual_schedule(steps, budget)),
+        "level": regular(level_schedule(steps, budget)),
         "plan, recorded": CacheConfig("plan", 1, steps, options=options),
     }
 

@@ -54,12 +54,11 @@ def marks(handle):
     return "".join("." if record.reused else "#" for record in report.steps)
 
 
-COMPUTED = {"quality": 14, "balanced": 10, "fast": 7}  # of 20 steps
-
-
-def schedule_of(name, steps):
-    chosen = LEVELS[name].schedule(steps)["compute_steps"]
-    return "".join("#" if step in chosen else "." for step in range(steps))
+SCHEDULES = {  # of 20 steps
+    "quality": "########.#.#.#.#.#.#",
+    "balanced": "#.#.#.#.#..#.#.#.#.#",
+    "fast": "#..#..#...#..#..#..#",
+}
 
 
 @pytest.mark.parametrize("name", LEVELS)
@@ -67,8 +66,7 @@ def test_levels_are_schedules_for_an_unknown_model(name):
     model = WanTransformer3DModel(num_layers=6).eval()
     with enable_cache(model, name, num_inference_steps=20) as handle:
         generate(model, 20)
-        assert marks(handle) == schedule_of(name, 20)
-        assert marks(handle).count("#") == COMPUTED[name]
+        assert marks(handle) == SCHEDULES[name]
         assert handle.report().asked.startswith(f"{name}: {LEVELS[name].speedup:g} times fewer steps computed")
 
 
@@ -170,6 +168,6 @@ def test_without_a_pipeline_the_number_of_steps_is_asked_for():
             generate(model, 1)
         handle.refresh(num_inference_steps=20)
         generate(model, 20)
-        assert marks(handle) == schedule_of("balanced", 20)
+        assert marks(handle) == SCHEDULES["balanced"]
         with pytest.raises(ConfigError, match="num_inference_steps"):
             handle.refresh(num_inference_steps=0)

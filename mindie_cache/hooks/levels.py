@@ -26,9 +26,21 @@ class Level:
 
     def schedule(self, steps: int) -> dict[str, Any]:
         """Options of `plan_blocks` for so many steps. Nothing is corrected: that needs to know the sampler."""
-        from mindie_cache.calibration.planning.usual import usual_schedule
+        return {"compute_steps": regular(steps, math.ceil(steps / self.speedup))}
 
-        return {"compute_steps": usual_schedule(steps, math.ceil(steps / self.speedup))}
+
+def regular(steps: int, budget: int) -> tuple[int, ...]:
+    """So many computed steps, the first and the last among them (at least these).
+
+    If more than about a half of them are computed, the beginning is, and then one of two; else they are evenly spread.
+    """
+    if budget >= steps or steps < 3:
+        return tuple(range(steps))
+    gaps, way = max(2, budget) - 1, steps - 1
+    if way < 2 * gaps:
+        ones = 2 * gaps - way
+        return (*range(ones), *range(ones, steps, 2))
+    return tuple([round(place * way / gaps) for place in range(gaps + 1)])
 
 
 LEVELS = {

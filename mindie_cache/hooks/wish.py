@@ -129,7 +129,7 @@ def _of_level(name: str, model_names: tuple[str, ...]) -> Wish:
     table = level(name, model_names)
     if table is not None:
         return Wish(f"{name}: ada_taylor with the preset {table['preset']}", {"method": "ada_taylor", "options": table})
-    words = f"{name}: {LEVELS[name].speedup:g} times fewer steps computed, by the schedule for models that were not measured"
+    words = f"{name}: {LEVELS[name].speedup:g} times fewer steps computed"
     return Wish(words, {"method": "plan_blocks"}, level=name)
 
 
