@@ -161,3 +161,34 @@ def test_some_blocks_are_compiled(chosen, order):
     handle = handle or enable_cache(model, asked, num_inference_steps=4)
     assert all(torch.equal(one, other) for one, other in zip(play(model), wanted, strict=True))
     assert handle.report().share_computed == 0.5
+
+
+EARLY = """
+import sys, warnings
+warnings.simplefilter("ignore")
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import torch
+import mindie_cache
+from hooked import EVERY_OTHER, Stepper
+
+model = Stepper()
+mindie_cache.enable_cache(model, EVERY_OTHER, num_inference_steps=4)
+assert "torch._dynamo" not in sys.modules
+compiled = torch.compile(model, backend="eager")
+with torch.no_grad():
+    print("RESULT", [float(compiled(torch.zeros(1), torch.tensor([4.0 - step]))) for step in range(4)])
+package = str(Path(mindie_cache.__file__).parent)
+frames = torch._dynamo.utils.get_compilation_metrics()
+assert any(str(frame.co_filename).endswith("hooked.py") for frame in frames)
+own = {{frame.co_name for frame in frames if str(frame.co_filename).startswith(package)}}
+print("OWN", sorted(own - {{"__call__", "forward", "stay_eager", "_compiler"}}))  # those that find the compiler
+"""
+
+
+def test_what_looks_at_a_forward_is_not_compiled_also_if_the_compiler_came_later():
+    code = EARLY.format(tests=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "RESULT [24.0, 24.0, 12.0, 12.0]" in done.stdout
+    assert "OWN []" in done.stdout

@@ -146,11 +146,12 @@ class Attachment:
             self._warn("training", TRAINING)
             return original(*args, **kwargs)
         values = {**dict(zip(self._parameters, args, strict=False)), **kwargs} if args else kwargs
+        place = FORWARD if stay_eager() or self._is_inside_compiled() else CALL  # first: nothing below is to be compiled
         is_no_step = self._repeats or (self._has_own_cache and fills_own_cache(values))
         generation, track = (None, None) if is_no_step else self.generations.enter(values)
+        self._settle(place, self._at_edges if track is not None and track.step else self._everywhere)
         if generation is None or track is None:
             return original(*args, **kwargs)
-        self._settle_place(self._at_edges if generation.step else self._everywhere)
         if self.scope.kind == PARTS:
             generation.review_form(track, values)
         now = Forward(self, track, generation.engine)
@@ -168,9 +169,8 @@ class Attachment:
         generation.close(track)
         return result
 
-    def _settle_place(self, watched: Watch) -> None:
+    def _settle(self, place: str, watched: Watch) -> None:
         """Put the patches where they are seen; any module may have been compiled, or copied, since the last forward."""
-        place = FORWARD if stay_eager() or self._is_inside_compiled() else CALL
         attributes, entries = watched
         if place != self._place or (place == CALL and [*map(dict.get, attributes, repeat(CALL))] != entries):
             for patch in (*self._inner, *self._lists):
