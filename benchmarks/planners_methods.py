@@ -149,7 +149,7 @@ class Methods:
     def _windows(self, budget: int) -> Setting:
         """MindIE-SD's procedure, with intervals as large as the budget needs: see docs/searching.md."""
         folder = self.folder / f"windows-{budget}"
-        task, start = calibration(1, steps=self.steps), process_time()
+        task, start = calibration(4, steps=self.steps), process_time()
         target = TestbedTarget(self.model, steps=self.steps)
         kept = store.Store(folder, {**target.facts(), "prompts": task.prompts, "seeds": task.seeds})
         evaluator = Evaluator(target, task.prompts, task.seeds, [find("latents")], kept, progress=True)
