@@ -15,9 +15,9 @@ Compared are plans (from 4, 2 and 1 recorded generations), uniform schedules, an
 
 Nothing is searched on the prompts that are evaluated. "computed" counts calls of blocks (or of the model, where it is
 skipped whole) that were made, in steps; methods that look at data run each prompt alone, so there it is a mean. "paired" is
-the difference to uniform TaylorSeer-1, prompt by prompt; "generations" is what the search generated, in whole generations
-("in all": once for all budgets). Results go to out/bench/planners.json, the picture to --picture. Every generation is kept
-in out/bench/planners: the same command goes on where it was stopped.
+the difference to uniform TaylorSeer-1, prompt by prompt; "own" is PSNR on the prompt of the search; "generations" is what
+the search generated, in whole generations ("in all": once for all budgets). Results go to out/bench/planners.json, the
+picture to --picture. Every generation is kept in out/bench/planners: the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def row(budget: int, name: str, setting: Setting, found: Found, baseline: Found)
         "wins": f"{int((paired > 0).sum())}/{len(psnr)}",
         "generations": f"{setting.generations:.0f}" + (" in all" if setting.once and setting.generations else ""),
         "search, s": round(setting.seconds, 1),
+        "own": round(setting.own, 2) if setting.own else "",
         "each": [round(value, 2) for value in found.psnr],
         "configs": [config.to_dict() for config in setting.configs],
     }

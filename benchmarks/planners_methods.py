@@ -51,7 +51,8 @@ BASELINE = "uniform, TaylorSeer-1"
 @dataclass(frozen=True)
 class Setting:
     """`batch`: prompts that are run together. `mark`: contents of the files that the configurations name. `generations`:
-    what was generated to find it, in whole generations; with `once` for all budgets together. `seconds` of the CPU."""
+    what was generated to find it, in whole generations; with `once` for all budgets together. `seconds` of the CPU. `own`:
+    PSNR on the prompt that was searched on."""
 
     configs: tuple[CacheConfig, ...]
     batch: int = 8
@@ -59,6 +60,7 @@ class Setting:
     generations: float = 0
     once: bool = False
     seconds: float = 0.0
+    own: float | None = None
 
 
 Build = Callable[[int], Setting | None]  # of a budget; None: the method cannot have it
@@ -139,7 +141,8 @@ class Methods:
 
     def _annealed(self, budget: int, config: Callable[[Steps], CacheConfig]) -> Setting:
         schedule, seconds = anneal_generations(self.runs(1), budget, config, self.evaluations)
-        return Setting((config(schedule),), generations=self.evaluations + 1, seconds=seconds)
+        own = self.runs(1).measure([config(schedule)]).psnr[0]
+        return Setting((config(schedule),), generations=self.evaluations + 1, seconds=seconds, own=own)
 
     def _path(self, budget: int, config: Callable[[Steps], CacheConfig]) -> Setting:
         graph = self._graph = self._graph or Graph(self.runs(1))
