@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -398,21 +399,80 @@ def test_targets():
     chosen = plan.choose(max_error=wanted)
     assert chosen.chosen.predicted <= wanted
     assert all(entry.predicted > wanted for entry in plan.front if entry.budget < chosen.budget)
-    for target, message in (
-        ({"speedup": 40.0}, "speedup=40"),
+    assert plan.choose(max_error=0).budget == plan.choose(speedup=1).budget == steps
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"speedup": 40.0}, "No budget of the plan reaches speedup=40"),
+        ({"speedup": -2}, "speedup=-2 is out of range. Use a number from 1"),
+        ({"speedup": 0.5}, "speedup=0.5 is out of range"),
+        ({"speedup": float("nan")}, "speedup=nan is out of range"),
+        ({"max_error": -1}, "max_error=-1 is out of range"),
+        ({"max_error": "1e-3"}, "max_error='1e-3' must be a number"),
+        ({"budget": 0}, "budget=0: the plan has 2 to 12"),
         ({}, "no target"),
         ({"budget": 3, "speedup": 2.0}, "Give one"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            plan.choose(**target)
+    ],
+)
+def test_targets_that_cannot_be(target, message):
+    with pytest.raises(ConfigError, match=message):
+        make_plan(recorded(walk(12), levels(12))).choose(**target)
+
+
+def with_errors(*predicted: float) -> Plan:
+    """Of eight steps, with 2, 3, ... computed."""
+    front = [Entry((*range(count + 1), 7), 1.0, error) for count, error in enumerate(predicted)]
+    return Plan(tuple(levels(8).tolist()), tuple(front), 2).checked()
+
+
+def test_more_steps_are_not_taken_where_fewer_are_predicted_to_be_better():
+    plan = with_errors(0.5, 0.1, 0.3, 0.2, 0.01, 0.02, 0.0)
+    assert plan.choose(speedup=1.5).budget == 3
+    assert plan.choose(speedup=1.1).budget == 6
+    assert plan.choose(speedup=2.7).budget == 2
+
+
+def test_an_error_is_kept_by_all_larger_budgets_and_measured_ones_count():
+    plan = with_errors(0.5, 0.1, 0.3, 0.2, 0.01, 0.02, 0.0)
+    assert plan.choose(max_error=0.15).budget == 6
+    assert plan.choose(max_error=0.3).budget == 3
+    assert plan.with_verified({6: 0.4}).choose(max_error=0.3).budget == 7
+    assert plan.with_verified({4: 0.05, 5: 0.06}).choose(max_error=0.1).budget == 3
 
 
 def test_growth_and_gain():
     recording = recorded(walk(12), levels(12))
     assert {entry.gain for entry in make_plan(recording).front} == {1.0}
-    expected = Program(recording.gram, recording.sigmas, 1.0, growth=5.0).solve([5])[5]
-    assert make_plan(recording).at(5) == Entry(expected.steps, 1.0, expected.predicted / recording.energy)
+    assert make_plan(recording).at(5).steps == Program(recording.gram, recording.sigmas, 1.0, growth=5.0).solve([5])[5].steps
     assert {entry.gain for entry in make_plan(recorded(walk(12), levels(12), exact=False)).front} == {0.0}
+
+
+@pytest.mark.parametrize("gain", [0.0, 1.0])
+def test_what_is_predicted(gain):
+    """The error of the latents, with the growth of errors or without: the larger one, in its share of the latents."""
+    v, u = walk(12), levels(12)
+    recording = recorded(v, u)
+    for entry in make_plan(recording, correct=bool(gain)).front:
+        both = [error_of(v, u, entry.steps, gain, growth) for growth in (0.0, 5.0)]
+        assert entry.predicted == pytest.approx(max(both) / recording.energy, rel=1e-5, abs=1e-9)
+
+
+def test_a_plan_without_correction():
+    recording = recorded(walk(12), levels(12))
+    found = make_plan(recording, correct=False)
+    wanted = Program(recording.gram, recording.sigmas, 0.0, growth=5.0).solve()
+    assert {entry.steps for entry in found.front} == {schedule.steps for schedule in wanted.values()}
+    assert {entry.gain for entry in found.front} == {0.0}
+    assert found.provenance["no correction"] == "it was planned without"
+    assert "no correction" not in make_plan(recording).provenance
+
+
+@pytest.mark.parametrize("energy", [0.0, float("nan"), float("inf")])
+def test_latents_that_no_error_can_be_set_beside(energy):
+    with pytest.raises(ParametersInvalid, match=f"latents sum to {energy}"):
+        make_plan(replace(recorded(walk(6), levels(6)), energy=energy))
 
 
 def test_other_step_counts(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,22 @@ from mindie_cache.errors import ConfigError
 from mindie_cache.predictors import Line, Retroactive
 
 KIND = "mindie_cache plan"
+STARTS = "experts begin at"  # in the provenance
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One budget: the computed `steps`, the `gain` of the correction, and the relative error of the latents that is
-    `predicted`: sum |x - x*|^2 / sum |x*|^2 over the recorded prompts. `verified`: measured on other prompts, if it was: see
-    `Plan.with_verified`."""
+    """One budget.
+
+    Args:
+        steps: the computed ones.
+        gain: of the correction.
+        predicted: relative squared error of the final latents, over the recorded prompts: the squares of what gaps leave in
+            them, summed with the growth of errors or without, whichever is more, by the squares of the latents. Nothing is
+            generated for it, and it is optimistic: up to 30 times too small on the testbed. Take it as a ranking, and as
+            no more where a sampler permits no correction: what its steps add up to is not known.
+        verified: the same, measured on other prompts, if it was: see `Plan.with_verified`.
+    """
 
     steps: tuple[int, ...]
     gain: float
@@ -34,6 +43,10 @@ class Entry:
     @property
     def budget(self) -> int:
         return len(self.steps)
+
+    @property
+    def error(self) -> float:
+        return self.predicted if self.verified is None else self.verified
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,11 @@ class Plan:
         return len(self.sigmas) - 1
 
     @property
+    def starts(self) -> tuple[int, ...]:
+        """The first step of every expert, such as the two of Wan2.2; 0 for a single model."""
+        return tuple(self.provenance.get(STARTS, (0,)))
+
+    @property
     def chosen(self) -> Entry:
         return self.at(self.budget)
 
@@ -73,22 +91,46 @@ class Plan:
         return found
 
     def choose(self, *, budget: int | None = None, speedup: float | None = None, max_error: float | None = None) -> Plan:
-        """The same plan at another budget: so many computed steps, the most of them that are `speedup` times fewer than
-        all, or the fewest whose predicted relative error is at most `max_error`."""
-        given = [name for name, value in (("budget", budget), ("speedup", speedup), ("max_error", max_error)) if value]
+        """The same plan at another budget.
+
+        Args:
+            budget: so many computed steps.
+            speedup: at least so many times fewer than all steps, from 1 on: of these budgets the one with the least
+                predicted error, which need not be the largest one.
+            max_error: the fewest, from which on no budget has a larger relative error of the latents than this one. An error
+                is the `verified` one where there is one, and else the `predicted` one, which is optimistic: see `Entry`.
+
+        Raises:
+            ConfigError: not one of the three, out of range, or the plan has no such budget.
+        """
+        targets = {"budget": budget, "speedup": speedup, "max_error": max_error}
+        given = [name for name, value in targets.items() if value is not None]
         if len(given) != 1:
             raise ConfigError(f"choose: got {' and '.join(given) or 'no target'}. Give one of budget, speedup, max_error.")
-        if speedup:
-            budget = max([e.budget for e in self.front if e.budget * speedup <= self.steps_count], default=None)
-        if max_error:
-            budget = min([e.budget for e in self.front if e.predicted <= max_error], default=None)
-        if budget is None:
-            best = min(self.front, key=lambda entry: entry.predicted)
+        if budget is not None:
+            return replace(self, budget=self.at(budget).budget)
+        found = None
+        if speedup is not None:
+            found = self._as_fast(speedup)
+        elif max_error is not None:
+            found = self._as_close(max_error)
+        if found is None:
+            best = min(entry.error for entry in self.front)
             raise ConfigError(
-                f"No budget of the plan reaches {given[0]}={speedup or max_error}. It has {self.front[0].budget} of "
-                f"{self.steps_count} computed steps at the least, and a predicted error of {best.predicted:.2e} at best."
+                f"No budget of the plan reaches {given[0]}={targets[given[0]]}. It has {self.front[0].budget} of "
+                f"{self.steps_count} computed steps at the least, and an error of {best:.2e} at best."
             )
-        return replace(self, budget=self.at(budget).budget)
+        return replace(self, budget=found.budget)
+
+    def _as_fast(self, speedup: float) -> Entry | None:
+        real("speedup", speedup, 1.0, None)
+        allowed = [entry for entry in self.front if entry.budget * speedup <= self.steps_count]
+        return min(reversed(allowed), key=lambda entry: entry.predicted, default=None)
+
+    def _as_close(self, max_error: float) -> Entry | None:
+        real("max_error", max_error, 0.0, None)
+        fine = list(takewhile(lambda entry: entry.error <= max_error, reversed(self.front)))
+        return fine[-1] if fine else None
 
     def with_verified(self, errors: Mapping[int, float]) -> Plan:
         """The same plan with relative errors that were measured, by number of computed steps.
@@ -104,7 +146,7 @@ class Plan:
 
     def for_steps(self, steps_count: int) -> Plan:
         """The plan for another number of steps, an estimate: the computed steps at the same places, by index, the last one
-        included; noise levels between the recorded ones."""
+        included; noise levels between the recorded ones. Where experts begin moves along: it is an estimate, too."""
         if steps_count == self.steps_count:
             return self
         entries = [replace(e, steps=_moved(e.steps, self.steps_count, steps_count), verified=None) for e in self.front]
@@ -113,16 +155,21 @@ class Plan:
         nearest = min(by_budget, key=lambda budget: abs(budget - scaled))
         places = np.linspace(0, self.steps_count, steps_count + 1)
         sigmas = tuple(np.interp(places, range(self.steps_count + 1), self.sigmas).tolist())
-        return replace(self, sigmas=sigmas, front=tuple(by_budget[b] for b in sorted(by_budget)), budget=nearest)
+        noted = dict(self.provenance)
+        if STARTS in noted:
+            noted[STARTS] = [_place(step, self.steps_count, steps_count) for step in self.starts]
+        front = tuple(by_budget[b] for b in sorted(by_budget))
+        return replace(self, sigmas=sigmas, front=front, budget=nearest, provenance=noted)
 
     def weights(self) -> dict[str, dict[str, float]]:
         """Of the chosen schedule: for each estimated step, by which factors the outputs of which computed steps are summed;
         for each step that corrects, of which share of the observed difference it is corrected. For other programs; `load`
-        does not read them, since they follow from the rest."""
+        does not read them, since they follow from the rest. Nothing goes from one expert to the next."""
         line, corrector = Line(self.sigmas), Retroactive(self.sigmas, self.chosen.gain)
         found: dict[str, dict[str, float]] = {}
         known: tuple[int, ...] = ()
         for step in range(self.steps_count):
+            known = () if step in self.starts else known
             if step in self.chosen.steps:
                 factor = corrector.factor(known, step) if known else 0.0
                 if factor:
@@ -194,9 +241,13 @@ def _entry(values: Mapping[str, Any]) -> Entry:
 
 
 def _moved(steps: Sequence[int], before: int, now: int) -> tuple[int, ...]:
-    """Index quantiles: t (now - 1) / (before - 1), rounded to different steps; the first and the last stay."""
-    places = {round(step * (now - 1) / max(1, before - 1)) for step in steps}
-    return tuple(sorted(places | {0, now - 1}))
+    """Rounded to different steps; the first and the last stay."""
+    return tuple(sorted({_place(step, before, now) for step in steps} | {0, now - 1}))
+
+
+def _place(step: int, before: int, now: int) -> int:
+    """The same index quantile: t (now - 1) / (before - 1)."""
+    return round(step * (now - 1) / max(1, before - 1))
 
 
 def _spans(numbers: Sequence[int]) -> str:

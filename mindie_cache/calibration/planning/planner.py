@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from mindie_cache.calibration.facts import default_of, guidance_name, quiet
 from mindie_cache.calibration.planning.identity import identity
-from mindie_cache.calibration.planning.plan import Entry, Plan
+from mindie_cache.calibration.planning.plan import STARTS, Entry, Plan
 from mindie_cache.calibration.planning.program import GAP_FACTOR
 from mindie_cache.calibration.planning.recording import EXPERTS, Recording, record
 from mindie_cache.calibration.planning.relay import program_of
@@ -25,39 +26,57 @@ def make_plan(
     recording: Recording,
     *,
     budget: int | None = None,
+    correct: bool = True,
     factor: float = GAP_FACTOR,
     provenance: Mapping[str, Any] | None = None,
 ) -> Plan:
     """The plan of a recording: the exact optimum for every number of computed steps.
 
     Args:
-        budget: the chosen one, half of the steps by default; `Plan.choose` chooses another one.
+        budget: the chosen one, half of the steps by default, or the least above that there is: the first step of every
+            expert and the last step are computed in any case. `Plan.choose` chooses another one.
+        correct: False: the best schedules without correction, as where the sampler permits none.
         factor: largest gap between computed steps, in mean gaps.
         provenance: what the plan should say of its origin.
+
+    Raises:
+        ParametersInvalid: the final latents of the recording are zero, or not finite.
     """
+    if not 0 < recording.energy < math.inf:
+        raise ParametersInvalid(
+            f"The squares of the recorded final latents sum to {recording.energy}, so no error can be set beside them. Look "
+            "at what the model generates without a cache, and record it again."
+        )
     steps = len(recording.sigmas) - 1
-    gain = 1.0 if recording.exact else 0.0
+    gain = 1.0 if recording.exact and correct else 0.0
     solved = program_of(recording, gain, GROWTH).solve(list(range(2, steps + 1)), factor)
-    front = tuple([Entry(found.steps, gain, found.predicted / recording.energy) for found in solved.values()])
+    plain = program_of(recording, gain, 0.0)
+    errors = {budget: max(found.predicted, plain.cost(found.steps)) for budget, found in solved.items()}
+    front = tuple([Entry(found.steps, gain, errors[budget] / recording.energy) for budget, found in solved.items()])
     noted = {**(provenance or {}), "samples": recording.samples}
     if len(recording.starts) > 1:
-        noted["experts begin at"] = list(recording.starts)
-    if not recording.exact:
-        noted["no correction"] = recording.why
-    chosen = budget if budget is not None else max(2, steps // 2)
+        noted[STARTS] = list(recording.starts)
+    if not gain:
+        noted["no correction"] = recording.why or "it was planned without"
+    chosen = budget if budget is not None else max(front[0].budget, steps // 2)
     return Plan(tuple(recording.sigmas.tolist()), front, chosen, noted).checked()
 
 
-def plan(pipe: Any, prompts: Sequence[str], *, seeds: Sequence[int] = (0,), budget: int | None = None, **call: Any) -> Plan:
+def plan(
+    pipe: Any, prompts: str | Sequence[str], *, seeds: Sequence[int] = (0,), budget: int | None = None, **call: Any
+) -> Plan:
     """Record one generation a prompt and seed with a pipeline of diffusers, and plan. Two prompts are enough.
 
     Args:
-        prompts: what the model is used for.
+        prompts: what the model is used for; a string is one prompt.
         call: further arguments of the pipeline; num_inference_steps as in production.
 
     Raises:
-        ParametersInvalid: the pipeline has a cache, or a generation was not recorded whole.
+        ParametersInvalid: the pipeline has a cache, there is no prompt or seed, or a generation was not recorded whole.
     """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not (prompts and seeds):
+        raise ParametersInvalid(f"plan: got prompts={prompts} and seeds={list(seeds)}. Give at least one of each.")
     if has_cache(pipe):
         raise ParametersInvalid(
             "The pipeline has a cache, and what it reuses would be recorded. Call disable_cache(pipe) first."

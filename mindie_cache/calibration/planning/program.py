@@ -44,15 +44,17 @@ class Program:
         sigmas: ``(steps + 1,)`` noise levels of the sampler, falling, the last one included.
         gain: of the correction at a computed step after a gap; 0: none. The last step corrects nothing.
         growth: an error that is made while the share of noise is s counts exp(growth * (s - 0.5)) fold, because the steps
-            that follow make it larger or smaller.
+            that follow make it larger or smaller. s is sigma itself, or else sigma / (1 + sigma).
+        begin: noise level at which the generation begins, where this is a part of one: s is sigma up to 1.
     """
 
-    def __init__(self, gram: Array, sigmas: Array, gain: float = 1.0, growth: float = 0.0):
+    def __init__(self, gram: Array, sigmas: Array, gain: float = 1.0, growth: float = 0.0, begin: float | None = None):
         self.gram, self.sigmas = np.asarray(gram, float), np.asarray(sigmas, float)
         self.gain = gain
         self.steps_count = len(self.sigmas) - 1
         _check(self.gram, self.sigmas)
-        share = self.sigmas if self.sigmas[0] <= 1 else self.sigmas / (1 + self.sigmas)
+        is_share = (self.sigmas[0] if begin is None else begin) <= 1
+        share = self.sigmas if is_share else self.sigmas / (1 + self.sigmas)
         self._sums = _Sums(self.gram, self.sigmas, np.exp(growth * (share - 0.5)))
 
     def solve(self, budgets: list[int] | None = None, factor: float = GAP_FACTOR) -> dict[int, Schedule]:

@@ -7,6 +7,7 @@ corrects nothing. So a turn is a program of its own, whose last step is the firs
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -32,14 +33,24 @@ class Relay:
         for begin, following in pairwise((*self._starts, self.steps_count - 1)):
             steps = slice(begin, following + 1)
             is_last_step = begin == following  # alone in its turn: always computed
-            part = None if is_last_step else Program(gram[steps, steps], sigmas[begin : following + 2], gain, growth)
+            part = (
+                None if is_last_step else Program(gram[steps, steps], sigmas[begin : following + 2], gain, growth, sigmas[0])
+            )
             self._turns.append(part)
 
     def solve(self, budgets: list[int], factor: float = GAP_FACTOR) -> dict[int, Schedule]:
-        """The best schedules that compute the first step of every turn and the last step. Not for budgets below that."""
-        limits = {budget: largest_gap(self.steps_count, budget, factor) for budget in sorted(budgets)}
-        by_limit = {limit: self._best(limit) for limit in set(limits.values())}
-        return {budget: by_limit[limit][budget] for budget, limit in limits.items() if budget in by_limit[limit]}
+        """The best schedules that compute the first step of every turn and the last step. Not for budgets below that.
+
+        No gap is longer than `largest_gap`, or than the least limit above it that the budget permits: where turns begin,
+        gaps end early.
+        """
+        best = cache(self._best)
+        found: dict[int, Schedule] = {}
+        for budget in sorted(budgets):
+            if len({*self._starts, self.steps_count - 1}) <= budget <= self.steps_count:
+                limits = range(largest_gap(self.steps_count, budget, factor), self.steps_count + 1)
+                found[budget] = next(best(limit)[budget] for limit in limits if budget in best(limit))
+        return found
 
     def cost(self, schedule: tuple[int, ...]) -> float:
         """The predicted squared error of a schedule with the first step of every turn and the last step."""
