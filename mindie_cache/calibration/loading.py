@@ -136,7 +136,11 @@ def assignments(pairs: Sequence[str]) -> dict[str, Any]:
 
 def lines(path: Path, argument: str = "--prompt-file") -> list[str]:
     """The prompts of a file, one a line."""
-    found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{argument} {path} is no UTF-8 text. Save it as one.") from None
+    found = [line.strip() for line in text.split("\n") if line.strip()]
     if not found:
         raise ConfigError(f"{argument} {path} holds no prompt. Write one a line.")
     return found

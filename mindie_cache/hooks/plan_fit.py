@@ -21,17 +21,21 @@ class PlanFit:
     """Of one model with a plan.
 
     Args:
-        config: whose options may name a plan file; without one, everything fits.
+        config: whose options may name a plan file, or tell what their numbers were made on; otherwise everything fits.
     """
 
     def __init__(self, config: CacheConfig):
         self._options = config.options
         self._seen: Any = None  # the grid that was looked at last
         self._plan: Any = None
-        if isinstance(self._options, PlanOptions) and self._options.plan is not None:
-            from mindie_cache.calibration.planning.plan import Plan  # reads a file
+        if not isinstance(self._options, PlanOptions):
+            return
+        from mindie_cache.calibration.planning.plan import Plan  # reads a file
 
+        if self._options.plan is not None:
             self._plan = Plan.load(self._options.plan)
+        elif self._options.provenance is not None and self._options.sigmas is not None:
+            self._plan = Plan(self._options.sigmas, (), 0, self._options.provenance)
 
     def on(self, models: Mapping[str, Any], pipe: Any) -> str:
         """What differs in the models and in the pipeline's scheduler, as a sentence; empty if nothing does."""
@@ -50,7 +54,7 @@ class PlanFit:
     def _said(self, found: list[str]) -> str:
         if not found:
             return ""
-        words = f"plan={self._options.plan!r} does not fit: {'; '.join(found)}. {AGAIN}"
+        words = f"plan={self._options.plan or 'the schedule'!r} does not fit: {'; '.join(found)}. {AGAIN}"
         if self._options.strict:
             raise ConfigError(f"{words} Or leave strict out.")
         return words

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ class PlanOptions:
             goes by the number of the step.
         gain: of the correction at a computed step after reused ones, 0: none. It needs `sigmas`, and a sampler that adds
             (sigma_(t+1) - sigma_t) times the output, as Euler steps of flow matching do.
+        provenance: without a plan file, what the numbers were made on: a use on something else is said.
         strict: a plan for another number of steps, model, scheduler or guidance is an error instead of a warning.
     """
 
@@ -39,6 +41,7 @@ class PlanOptions:
     compute_steps: tuple[int, ...] | None = None
     sigmas: tuple[float, ...] | None = None
     gain: float | None = None
+    provenance: Mapping[str, Any] | None = field(default=None, hash=False)
     strict: bool = False
 
     def resolved(self, config: CacheConfig) -> tuple[PlanOptions, tuple[str, ...]]:
@@ -62,6 +65,8 @@ class PlanOptions:
 
     def check(self, config: CacheConfig) -> None:
         flag("strict", self.strict)
+        if self.provenance is not None and not isinstance(self.provenance, Mapping):
+            raise ConfigError(f"provenance={self.provenance!r} must be a mapping, as plan files have it. Or leave it out.")
         steps = config.steps_count
         if self.plan is not None and not isinstance(self.plan, str):
             raise ConfigError(f"plan={self.plan!r} must be the path of a plan file.")

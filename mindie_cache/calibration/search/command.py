@@ -26,7 +26,7 @@ from mindie_cache.checks import real, whole
 from mindie_cache.errors import CacheError, ConfigError
 
 EXIT_OK, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 2, 130
-TESTBED_PROMPTS, TESTBED_STEPS, USER_STEPS = 4, 30, 30
+TESTBED_PROMPTS, USER_PROMPTS, USER_STEPS = 4, 4, 30
 SHARED_TEXT = """\
 What is searched on: the testbed (the small video model of this package); --pipeline, a folder or repository of diffusers, or
 FILE.py:function that returns a pipeline; or --model-file, your own Python file (examples/tune_my_model.py shows it).
@@ -248,6 +248,8 @@ def _pipeline(options: argparse.Namespace, where: Place) -> PipelineTarget:
 
 def _prompts(options: argparse.Namespace, target: Target) -> tuple[str, ...]:
     found = [*(options.prompt or ()), *(loading.lines(options.prompt_file) if options.prompt_file else ())]
+    if isinstance(target, UserTarget) and not found and callable(getattr(target.module, "prompts", None)):
+        return tuple(target.module.prompts()[:USER_PROMPTS])
     if isinstance(target, TestbedTarget):
         found = found or list(DEFAULT_PROMPTS[:TESTBED_PROMPTS])
         testbed.data.tokenize(found)  # a prompt that the model does not know is refused now

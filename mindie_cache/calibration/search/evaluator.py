@@ -22,14 +22,15 @@ from mindie_cache.calibration.search.made import Made
 from mindie_cache.calibration.search.pareto import keep_best
 from mindie_cache.calibration.search.profile import Meter, Profile
 from mindie_cache.calibration.search.ranks import Leader, enabled
-from mindie_cache.calibration.search.scores import Score, measured
+from mindie_cache.calibration.search.scores import Score, mean, measured, relative_mse
 from mindie_cache.calibration.search.store import PROFILE, Evaluation, Store
 from mindie_cache.calibration.search.targets import Target
-from mindie_cache.errors import ConfigError
+from mindie_cache.errors import ConfigError, ModelExecError
 from mindie_cache.report import Report
 
 Watch = Callable[[CacheConfig, int, Made, Made], None]
 _POLL = 0.1  # seconds between looks at what other ranks do
+REPEATS = 1e-2  # relative squared error between two runs of the same: kernels that add up in any order stay far below
 GROWTH, LEAST_KEPT = 3, 6  # of successive halving: a third goes on to three times as many prompts, and at least six do
 
 
@@ -105,6 +106,11 @@ class Evaluator:
         self.share_out(works, self._has_prepared, "uncached")
         self._is_prepared = True
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether the profile is there."""
+        return self._has_prepared("profile")
+
     def _has_prepared(self, key: str) -> bool:
         if key == "profile":
             return self.store.read(PROFILE) is not None and (self.store.path / "uncached-0.pt").exists()
@@ -114,11 +120,26 @@ class Evaluator:
         meter = Meter(self.target)
         with meter.watching():
             made = self._generate(0)
-        self.store.add_baseline(0, made)
+        self._add_baseline(0, made)
         self.store.write(PROFILE, meter.profile(made.seconds).to_dict())
 
     def _make_uncached(self, prompt: int) -> None:
-        self.store.add_baseline(prompt, self._generate(prompt))
+        self._add_baseline(prompt, self._generate(prompt))
+
+    def _add_baseline(self, prompt: int, made: Made) -> None:
+        """Keep an uncached generation, if others can be compared with it."""
+        text = self.prompts[prompt]
+        if made.latents is not None and not (made.latents.isfinite().all() and made.latents.any()):
+            raise ModelExecError(
+                f"{text!r} gives latents of NaN, infinity or zeros only, without a cache. Look for overflow."
+            )
+        known = self.store.baseline(prompt)
+        if known is not None and known.latents is not None and relative_mse(made, known) > REPEATS:
+            raise ConfigError(
+                f"{text!r} with seed {self._seeds[prompt]} gives other latents each time (relative squared error "
+                f"{relative_mse(made, known):.2g}), so nothing can be compared. Draw all noise from the seed."
+            )
+        self.store.add_baseline(prompt, made)
 
     def _generate(self, prompt: int, config: CacheConfig | None = None, **resumed: Any) -> Made:
         self._begin(prompt, config)
@@ -140,7 +161,7 @@ class Evaluator:
         """Make the uncached generation of a prompt, with what the planner needs of it."""
         self._begin(prompt)
         made, found = self.target.record(self.prompts[prompt], self._seeds[prompt], frames=self.needs_frames)
-        self.store.add_baseline(prompt, made)
+        self._add_baseline(prompt, made)
         return found
 
     def warm_up(self) -> None:
@@ -174,6 +195,7 @@ class Evaluator:
         for warning in caught:
             if not issubclass(warning.category, CacheWarning):
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        self.check_steps(max([record.step for report in reports.values() for record in report.steps], default=steps - 1) + 1)
         calls = sum(report.calls for report in reports.values()) * steps / (steps - start)
         reused = sum(report.calls_reused for report in reports.values())
         if self._watch is not None:
@@ -205,6 +227,15 @@ class Evaluator:
         key = f"uncached-{prompt}"
         self.share_out({key: partial(self._make_uncached, prompt)}, self._has_prepared)
 
+    def check_steps(self, found: int) -> None:
+        """Raises ConfigError if a generation has another number of steps than it was told to have."""
+        if found != self.target.steps:
+            raise ConfigError(
+                f"a generation made {found} steps, and {self.target.steps} were expected. If your loop makes {found}, give "
+                f"--steps {found}. Pipelines that make fewer steps than they are told (strength), or others (sigmas, a "
+                "scheduler of second order), cannot be searched."
+            )
+
     def run(self, configs: Iterable[CacheConfig], title: str, *, every: bool = False) -> list[Outcome]:
         """Settings on all prompts, in their order; with successive halving those that stay among the best.
 
@@ -233,7 +264,7 @@ class Evaluator:
         entries = [entry for entry in found if entry is not None]
         assert len(entries) == len(found), "every prompt was evaluated"
         names = [score.name for score in self.scores]
-        scores = {name: _mean([entry.scores.get(name) for entry in entries]) for name in names}
+        scores = {name: mean(name, [entry.scores.get(name) for entry in entries]) for name in names}
         notes = tuple(dict.fromkeys(note for entry in entries for note in entry.notes))
         share = sum(entry.share for entry in entries) / len(entries)
         return Outcome(config, scores, share, sum(entry.seconds for entry in entries) / len(entries), notes)
@@ -306,11 +337,6 @@ def _rungs(prompts: int) -> list[int]:
         more = GROWTH * found[-1]
         found.append(more if 1.5 * more < prompts else prompts)
     return found
-
-
-def _mean(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else math.inf
 
 
 def schedules(reports: Mapping[str, Report], start: int = 0) -> tuple[tuple[str, tuple[int, ...]], ...]:

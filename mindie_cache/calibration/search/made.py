@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mindie_cache.device import synchronize
-from mindie_cache.errors import CacheError, ConfigError
+from mindie_cache.errors import CacheError, ConfigError, ModelExecError
+
+_SAMPLE = 8  # numbers of each weight
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,15 @@ def timed(device: torch.device, function: Callable[[], Any], title: str) -> tupl
             result = function()
             synchronize(device)
             return result, perf_counter() - begin
+    except torch.OutOfMemoryError as error:
+        raise ModelExecError(f"{title} ran out of memory: {error}") from error
+
+
+@contextmanager
+def called(title: str) -> Iterator[None]:
+    """What a pipeline says of arguments that it does not like, in one line."""
+    try:
+        yield
     except CacheError:
         raise
     except (TypeError, ValueError) as error:
@@ -79,7 +91,37 @@ def as_latents(value: Any, title: str) -> Tensor:
 
 
 def as_frames(value: Any) -> Tensor:
-    """`(batch, frames, height, width, 3)` from arrays of pictures `(batch, height, width, 3)` or videos."""
+    """`(batch, frames, height, width, 3)` from arrays of pictures `(batch, height, width, 3)` or videos.
+
+    Raises:
+        ConfigError: they have another shape, or are not in [0, 1].
+    """
     found = value if isinstance(value, Tensor) else torch.as_tensor(value)
     found = found.detach().float().cpu()
-    return found.unsqueeze(1) if found.dim() == 4 else found
+    found = found.unsqueeze(1) if found.dim() == 4 else found
+    if found.dim() != 5 or found.shape[-1] != 3:
+        raise ConfigError(
+            f"frames have the shape {tuple(found.shape)}. Give (batch, frames, height, width, 3), or (batch, height, width, "
+            "3)."
+        )
+    if not -0.01 <= float(found.nan_to_num().min()) <= float(found.nan_to_num().max()) <= 1.01:
+        raise ConfigError(f"frames go from {float(found.min()):g} to {float(found.max()):g}. Give numbers from 0 to 1.")
+    return found
+
+
+def fingerprint(subject: Any) -> str:
+    """Of the models in a pipeline, or of one: classes, shapes, dtypes and the first numbers of every weight, so that another
+    checkpoint, dtype or adapter is told apart without reading all of it. And of the pipeline's scheduler."""
+    models = {"": subject} if isinstance(subject, nn.Module) else vars(subject)
+    found = hashlib.sha256()
+    for name, model in sorted(models.items()):
+        if not isinstance(model, nn.Module):
+            continue
+        found.update(f"{name} {type(model).__name__}".encode())
+        for key, weight in model.state_dict().items():
+            found.update(f"{key} {tuple(weight.shape)} {weight.dtype}".encode())
+            if weight.device.type != "meta":
+                found.update(weight.detach().flatten()[:_SAMPLE].float().cpu().numpy().tobytes())
+    scheduler = getattr(subject, "scheduler", None)
+    found.update(f"{type(scheduler).__name__} {sorted(dict(getattr(scheduler, 'config', {})).items(), key=str)}".encode())
+    return found.hexdigest()[:16]

@@ -6,7 +6,7 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from mindie_cache.calibration.search.made import Made
 from mindie_cache.demo.metrics import psnr, ssim
 from mindie_cache.errors import ConfigError, did_you_mean
 
-LATENTS = "latents"
+LATENTS, SSIM_WINDOW = "latents", 11
 
 
 class Score(NamedTuple):
@@ -51,6 +51,8 @@ def negative_psnr(made: Made, reference: Made) -> float:
 
 
 def one_minus_ssim(made: Made, reference: Made) -> float:
+    if min(_frames(made).shape[2:4]) < SSIM_WINDOW:
+        raise ConfigError(f"--score ssim needs frames of at least {SSIM_WINDOW} by {SSIM_WINDOW} pixels. Use psnr.")
     values = ssim(_frames(made), _frames(reference))
     return 1 - sum(values) / len(values)
 
@@ -117,6 +119,17 @@ def find(name: str) -> Score:
     if not callable(found):
         raise ConfigError(f"--score {name}: {module} has no function {function!r}. Check its name.")
     return Score(name, found, frames=bool(getattr(found, "frames", False)))
+
+
+def mean(name: str, values: Sequence[float | None]) -> float:
+    """Over prompts; infinite if one is no number. PSNR is averaged as what it is the logarithm of, so that one bad prompt
+    is not made up for by good ones."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return math.inf
+    if name == "psnr":
+        return 10 * math.log10(sum([10 ** (value / 10) for value in known]) / len(known))
+    return sum(known) / len(known)
 
 
 def measured(score: Score, made: Made, reference: Made) -> float | None:

@@ -234,7 +234,9 @@ def _parsed(line: bytes, path: Path, number: int) -> Evaluation:
         raise _damaged(path, f"{where}no JSON ({error})") from None
     if not isinstance(found, dict) or any(not isinstance(found.get(name), kind) for name, kind in _KINDS.items()):
         raise _damaged(path, f"{where}not an evaluation of a search")
-    numbers = [value for value in (*found["scores"].values(), found["share"], found["seconds"]) if value is not None]
+    numbers = [found.get("uncached", 0.0)] + [
+        value for value in (*found["scores"].values(), found["share"], found["seconds"]) if value is not None
+    ]
     if any(isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) for value in numbers):
         raise _damaged(path, f"{where}a score, share or time is no number")
     schedule = tuple([(name, tuple(steps)) for name, steps in found.get("schedule", ())])

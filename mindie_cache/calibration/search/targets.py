@@ -6,6 +6,7 @@ import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
@@ -18,7 +19,7 @@ from mindie_cache import testbed
 from mindie_cache.calibration.facts import guidance_name, quiet, shifted
 from mindie_cache.calibration.loading import _executed
 from mindie_cache.calibration.planning import Recorder, Recording, made_on, record_run
-from mindie_cache.calibration.search.made import Made, as_frames, as_latents, fact, keeper, timed
+from mindie_cache.calibration.search.made import Made, as_frames, as_latents, called, fact, fingerprint, keeper, timed
 from mindie_cache.checks import whole
 from mindie_cache.device import synchronize
 from mindie_cache.doctor import NOT_INSTALLED, versions
@@ -139,6 +140,11 @@ class PipelineTarget:
     guidance: float | None = None
     blocks: str | None = None
 
+    @cached_property
+    def mark(self) -> str:
+        """Of the weights and the scheduler."""
+        return fingerprint(self.subject)
+
     def __post_init__(self) -> None:
         whole("steps", self.steps, 2)
         known = self._known
@@ -160,6 +166,7 @@ class PipelineTarget:
         parts = {name: fact(value) for name, value in sorted(self.call.items())}
         return {
             "target": f"{type(self.subject).__name__} {self.name}",
+            "fingerprint": self.mark,
             "steps": self.steps,
             "shift": self.shift,
             "guidance": self.guidance,
@@ -184,7 +191,9 @@ class PipelineTarget:
             call["callback_on_step_end"] = keeper(last)
             call["callback_on_step_end_tensor_inputs"] = ["latents"]
         with shifted(self.subject, self.shift), quiet(self.subject):
-            output, seconds = timed(self.device, lambda: self.subject(**call), type(self.subject).__name__)
+            title = type(self.subject).__name__
+            with called(title):
+                output, seconds = timed(self.device, lambda: self.subject(**call), title)
         if frames:
             return Made(last[-1] if last else None, as_frames(output[0]), seconds)
         return Made(as_latents(output[0], type(self.subject).__name__), None, seconds)
@@ -235,7 +244,14 @@ class UserTarget:
 
     def facts(self) -> dict[str, Any]:
         content = hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
-        return {"target": self.path.name, "content": content, "steps": self.steps, "blocks": self.blocks}
+        mark = fingerprint(self.subject)
+        return {
+            "target": self.path.name,
+            "content": content,
+            "fingerprint": mark,
+            "steps": self.steps,
+            "blocks": self.blocks,
+        }
 
     def provenance(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
         if hasattr(self.subject, "scheduler"):  # its guidance is known to its file alone
@@ -257,8 +273,8 @@ class UserTarget:
                 f"this score needs frames, but {self.path} has no function decode. Define decode(pipe, latents) -> "
                 "frames (batch, frames, height, width, 3) in [0, 1], or leave scores on latents."
             )
-        with torch.no_grad():
-            return Made(kept, as_frames(decode(self.subject, latents)), seconds)
+        frames_made, more = timed(self.device, lambda: decode(self.subject, latents), f"decode of {self.path.name}")
+        return Made(kept, as_frames(frames_made), seconds + more)
 
     def record(self, prompt: str, seed: int, *, frames: bool = False) -> tuple[Made, Recording]:
         if hasattr(self.subject, "scheduler"):
@@ -269,9 +285,18 @@ class UserTarget:
                 f"{self.path} shows no steps, so nothing can be planned. Define sigmas() -> noise levels, and give generate "
                 "an argument on_step=None, to be called after each step with the guided output and the new latents."
             )
-        recorder = Recorder()
+        recorder, levels = Recorder(), self.module.sigmas()
+        if not isinstance(levels, Sequence | Tensor) or len(levels) != self.steps + 1:
+            raise ConfigError(
+                f"sigmas() of {self.path} gives {_count(levels)}, and {self.steps} steps need {self.steps + 1}: one each, "
+                "and one for the end. Correct it, or give --steps."
+            )
         made = self.generate(prompt, seed, frames=frames, on_step=recorder.step)
-        return made, recorder.result(self.module.sigmas())
+        return made, recorder.result(levels)
+
+
+def _count(levels: Any) -> str:
+    return f"{len(levels)} noise levels" if isinstance(levels, Sequence | Tensor) else type(levels).__name__
 
 
 def _origin(facts: Mapping[str, Any], prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -40,6 +41,9 @@ class Aim:
         return scores[self.scores[0]]
 
     def reached(self, speedup: float, scores: Mapping[str, float]) -> bool:
+        """Whether it is met, by results that are numbers."""
+        if not math.isfinite(self.error(scores)):
+            return False
         if self.kind == SPEEDUP:
             return speedup >= self.value
         limit = self.value if self.kind == MAX_ERROR else -self.value
@@ -47,6 +51,8 @@ class Aim:
 
     def rank(self, speedup: float, scores: Mapping[str, float]) -> tuple[bool, float]:
         """The smallest is the best: what reaches the goal, then by least error, or by greatest speed-up."""
+        if not math.isfinite(self.error(scores)):
+            return True, math.inf
         reached = self.reached(speedup, scores)
         by_error = reached == (self.kind == SPEEDUP)
         return not reached, self.error(scores) if by_error else -speedup

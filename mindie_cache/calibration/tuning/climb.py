@@ -86,6 +86,17 @@ class Climb:
                     failed.append(one)
         return failed
 
+    def runs(self, rungs: Sequence[Rung]) -> list[Rung]:
+        """Those that run on the first prompt; of the others it is noted why not."""
+        found = []
+        for rung in rungs:
+            try:
+                self.evaluator.several([(rung.config, 0)])
+                found.append(rung)
+            except CacheError as error:  # noqa: PERF203 - one that does not fit leaves the others
+                self.notes.append(f"{rung.title} was left out: {error}")
+        return found
+
     def _narrow(self, one: _Climber) -> None:
         rung = one.ladder.rungs[one.middle]
         if self._knows(rung):

@@ -32,12 +32,15 @@ def run(options: argparse.Namespace) -> str:
     if options.budget_minutes is not None:
         real("--budget-minutes", options.budget_minutes, 0.0, None)
     ladders.check_methods(options.methods)
+    if options.prompts is not None and not options.prompts.is_file():
+        raise ConfigError(f"--prompts {options.prompts}: there is no such file. Give a text with one prompt a line.")
     with joined(_with_source(options), options.out) as job:
         return "" if job is None else _tuned(options, aim, job)
 
 
 def _tuned(options: argparse.Namespace, aim: Aim, job: Job) -> str:
     where, target, leader = job
+    whole("--steps", target.steps, 4)
     recorded, held_out = prompts.draw(target, options.prompts, options.recorded, options.held_out, options.seed)
     task = Task(
         aim=aim,

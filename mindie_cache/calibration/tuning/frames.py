@@ -32,7 +32,9 @@ class Album:
         for name, frames in zip(found.values(), (reference.frames, made.frames, difference), strict=True):
             path = self.folder / f"{name}.png"
             if not path.exists():
-                strip(frames[0]).save(path, optimize=True)
+                half = path.with_name(f".{path.name}")
+                strip(frames[0]).save(half, format="png", optimize=True)
+                half.replace(path)
 
     @staticmethod
     def names(config: CacheConfig, prompt: int) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mindie_cache.calibration.tuning.report import write_report
 from mindie_cache.calibration.tuning.tuner import Tuning, verified_plan
 from mindie_cache.calibration.tuning.verify import Verified
 from mindie_cache.doctor import NOT_INSTALLED, versions
+from mindie_cache.methods.planned import PlanOptions
 
 BEST, PLAN_FILE, RESULTS, REPORT = "best.yaml", "plan.json", "results.json", "report.html"
 KIND = "mindie_cache tuning"
@@ -30,10 +32,11 @@ def write(tuning: Tuning, out: Path, command: str) -> list[Path]:
     Args:
         command: what was typed.
     """
-    best = tuning.verification.found[tuning.chosen]
-    files.write_text(out / BEST, best.rung.config.to_yaml())
+    best, plan = tuning.verification.found[tuning.chosen].rung.config, verified_plan(tuning)
+    if isinstance(best.options, PlanOptions) and plan is not None:  # so that a use elsewhere is noticed
+        best = replace(best, options=replace(best.options, provenance=dict(plan.provenance)))
+    files.write_text(out / BEST, best.to_yaml())
     written = [out / BEST]
-    plan = verified_plan(tuning)
     if plan is not None:
         plan.save(out / PLAN_FILE)
         written.append(out / PLAN_FILE)
@@ -107,8 +110,13 @@ def why(tuning: Tuning) -> list[str]:
     if not reached:
         nearest = "the fastest" if by_error else "the one with the least error"
         return [
-            f"No setting reaches {aim} on {count} held-out prompts. {best.rung.title} is {nearest} that was tried.",
+            f"None of the {len(found)} settings that were run on {count} held-out prompts reaches {aim}. "
+            f"{best.rung.title} is {nearest} of them.",
             *_limit(tuning),
+        ]
+    if best.speedup <= 1:
+        return [
+            f"Of what reaches {aim} on {count} held-out prompts nothing is faster than no cache. Ask for less, or use none."
         ]
     words = "the least mean error" if by_error else "the greatest speed-up"
     sentences = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,14 +18,14 @@ from mindie_cache.calibration.search import scores
 from mindie_cache.calibration.search.evaluator import Evaluator, Outcome
 from mindie_cache.calibration.search.profile import Profile
 from mindie_cache.calibration.search.ranks import Leader, Place
-from mindie_cache.calibration.search.store import Store
+from mindie_cache.calibration.search.store import HEADER, Store
 from mindie_cache.calibration.search.targets import Target
 from mindie_cache.calibration.tuning.aim import Aim
 from mindie_cache.calibration.tuning.climb import Climb
 from mindie_cache.calibration.tuning.frames import FOLDER, Album
 from mindie_cache.calibration.tuning.ladders import PLAN, Ladder, Rung, ladders, spread
 from mindie_cache.calibration.tuning.verify import Verification
-from mindie_cache.errors import ConfigError
+from mindie_cache.errors import CacheError, ConfigError
 
 STATE, PICTURED = "state", 3
 FINALISTS = 4
@@ -147,6 +148,8 @@ class Tuner:
         notes: list[str] = []
         with self._stage("uncached generations, recorded"):
             recording, plan = self._recorded(notes)
+            if not self.searcher.generations and not self.searcher.is_measured:
+                self.searcher.warm_up()  # the first generation of a process would be measured as slow
             self.searcher.prepare()
         found, unfit = ladders(self.task.methods, self.searcher, plan, recording)
         notes += unfit
@@ -157,16 +160,22 @@ class Tuner:
             if not candidates:
                 raise ConfigError("no method of --methods can be tried on this model in this time. " + " ".join(notes))
             outcomes = {} if self._is_over() else self._tried(climb, candidates)
-        verification = Verification(self.verifier, self.task.aim, self._is_over)
+        verification = Verification(self.verifier, self.task.aim, climb.speedup, self._is_over)
         with self._stage("verification on held-out prompts"):
             verification.run(self._finalists(candidates, outcomes), found)
         with self._stage("front of the plan"):
             self._verify_front(verification, found)
         if self._is_over():
             notes.append(f"The {self.task.minutes:g} minutes were over before everything had been tried.")
+        notes += verification.notes
+        if not verification.found:
+            raise ConfigError("no setting could be run on the held-out prompts. " + " ".join(notes))
         if verification.is_short:
             notes.append("Fewer held-out prompts than asked for were run, for want of time.")
-        chosen = verification.best().rung.title
+        best = verification.best()
+        if not math.isfinite(self.task.aim.error(best.scores)):
+            raise ConfigError("every setting that was run on the held-out prompts gave NaN or infinity. " + " ".join(notes))
+        chosen = best.rung.title
         return Tuning(
             self.task,
             self.target,
@@ -190,11 +199,12 @@ class Tuner:
         store = self.searcher.store
         try:
             self.searcher.share_out(works, lambda key: store.read(f"{key}.json") is not None, "recording")
-        except ConfigError as error:
+        except CacheError as error:
             notes.append(f"{PLAN} was left out: {error}")
             return None, None
         parts = [_read(store.read(f"{key}.json") or {}, store.path / f"{key}.json") for key in works]
         total = sum(parts[1:], start=parts[0])
+        self.searcher.check_steps(len(total.sigmas) - 1)
         texts, seeds = zip(*self.task.recorded, strict=True)
         return total, make_plan(total, provenance=self.target.provenance(texts, seeds))
 
@@ -205,8 +215,9 @@ class Tuner:
 
     def _tried(self, climb: Climb, candidates: Mapping[str, Sequence[Rung]]) -> dict[str, tuple[Rung, Outcome, float]]:
         """The candidates on the recorded prompts; poor ones are not run on all of them."""
-        rungs = {str(rung.config.to_dict()): rung for some in candidates.values() for rung in some}
-        outcomes = self.searcher.run([rung.config for rung in rungs.values()], "candidates")
+        running = climb.runs([rung for some in candidates.values() for rung in some])
+        rungs = {str(rung.config.to_dict()): rung for rung in running}
+        outcomes = self.searcher.run([rung.config for rung in running], "candidates")
         found = {}
         for outcome in outcomes:
             rung = rungs[str(outcome.config.to_dict())]
@@ -245,7 +256,8 @@ def verified_plan(tuning: Tuning) -> Plan | None:
     if tuning.plan is None:
         return None
     steps = tuning.plan.steps_count
-    measured = {title: one.scores[scores.LATENTS] for title, one in tuning.verification.found.items()}
+    errors = {title: one.scores[scores.LATENTS] for title, one in tuning.verification.found.items()}
+    measured = {title: error for title, error in errors.items() if math.isfinite(error)}
     front = [replace(e, verified=measured.get(f"plan, {e.budget} of {steps}", e.verified)) for e in tuning.plan.front]
     chosen = tuning.verification.found[tuning.chosen].rung
     is_plan = chosen.title.startswith("plan, ")
@@ -264,8 +276,8 @@ def _refuse_strangers(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file. Name a folder.")
     strangers = sorted(one.name for one in out.iterdir() if not one.name.startswith(".")) if out.exists() else []
-    if strangers and STATE not in strangers:
+    if strangers and not (out / STATE / "search" / HEADER).is_file():
         raise ConfigError(
-            f"--out {out} is not empty and holds no tuning (it has {', '.join(strangers[:3])}, but no {STATE}/). Nothing "
-            "was changed. Choose another folder."
+            f"--out {out} is not empty and holds no tuning (it has {', '.join(strangers[:3])}, but no "
+            f"{STATE}/search/{HEADER}). Nothing was changed. Choose another folder."
         )

@@ -3,16 +3,20 @@ is missed there."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tqdm import tqdm
 
 from mindie_cache.calibration.search.evaluator import Evaluator, key_of
+from mindie_cache.calibration.search.scores import mean
 from mindie_cache.calibration.search.store import Evaluation
 from mindie_cache.calibration.tuning.aim import SPEEDUP, Aim
 from mindie_cache.calibration.tuning.ladders import Ladder, Rung
+from mindie_cache.errors import CacheError
 
 _MOVES = 4  # on a ladder, after the first look
 _LEAST_PROMPTS = 2  # also when time is over
@@ -20,7 +24,7 @@ _LEAST_PROMPTS = 2  # also when time is over
 
 @dataclass(frozen=True)
 class Verified:
-    """A setting on the held-out prompts: its evaluations, and the median of its speed-ups over uncached."""
+    """A setting on the held-out prompts: its evaluations, the median of its speed-ups over uncached, and mean scores."""
 
     rung: Rung
     entries: tuple[Evaluation, ...]
@@ -37,11 +41,20 @@ class Verification:
     before each further look the machine's pace is taken again.
 
     Args:
+        most: the speed-up of a rung by the share of calls that it computes. Clocks of busy machines say more at times; what
+            is reported is never above it.
         until: whether time is over: then fewer prompts are used, but at least two.
     """
 
-    def __init__(self, evaluator: Evaluator, aim: Aim, until: Callable[[], bool] = lambda: False):
-        self.evaluator, self.aim, self.until = evaluator, aim, until
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        aim: Aim,
+        most: Callable[[Rung, float], float],
+        until: Callable[[], bool] = lambda: False,
+    ):
+        self.evaluator, self.aim, self.most, self.until = evaluator, aim, most, until
+        self.notes: list[str] = []
         self.found: dict[str, Verified] = {}  # by title of the rung
         self._prompts = len(evaluator.prompts)
 
@@ -56,6 +69,7 @@ class Verification:
         places = {title: by_title[title].rungs.index(rung) for title, rung in finalists.items()}
         for _ in range(_MOVES + 1):
             self.verify([by_title[title].rungs[place] for title, place in places.items()], "held-out prompts")
+            places = {title: place for title, place in places.items() if by_title[title].rungs[place].title in self.found}
             moved = {title: self._following(by_title[title], place) for title, place in places.items()}
             places = {title: place for title, place in moved.items() if place is not None}
             if not places or self.until():
@@ -74,11 +88,25 @@ class Verification:
                 if prompt >= _LEAST_PROMPTS and self.until():
                     self._prompts = prompt
                     break
-                done = self.evaluator.several([(rung.config, prompt) for rung in new], bar)
-                for rung, entry in zip(new, done, strict=True):
-                    entries[rung.title].append(entry)
-        for rung in new:
-            self.found[rung.title] = self._verified(rung, entries[rung.title])
+                for rung, entry in self._evaluated([rung for rung in new if rung.title in entries], prompt, bar):
+                    if entry is None:
+                        entries.pop(rung.title)
+                    else:
+                        entries[rung.title].append(entry)
+        known = {title: (one.rung, one.entries) for title, one in self.found.items()}
+        known |= {rung.title: (rung, tuple(entries[rung.title])) for rung in new if rung.title in entries}
+        self.found = {title: self._verified(rung, found[: self._prompts]) for title, (rung, found) in known.items()}
+
+    def _evaluated(self, rungs: Sequence[Rung], prompt: int, bar: Any) -> list[tuple[Rung, Evaluation | None]]:
+        """None for a rung that does not run; why not is noted."""
+        try:
+            done = self.evaluator.several([(rung.config, prompt) for rung in rungs], bar)
+            return list(zip(rungs, done, strict=True))
+        except CacheError as error:
+            if len(rungs) > 1:
+                return [pair for rung in rungs for pair in self._evaluated([rung], prompt, None)]
+            self.notes.append(f"{rungs[0].title} was left out: {error}")
+            return [(rungs[0], None)]
 
     def _warm_up(self) -> None:
         """The first generation of a process is slow; and later on the machine may be slower or faster than at first."""
@@ -88,10 +116,11 @@ class Verification:
             self.evaluator.pace()
 
     def _verified(self, rung: Rung, entries: Sequence[Evaluation]) -> Verified:
-        ratios = [entry.uncached / entry.seconds for entry in entries]
+        speedup = statistics.median([entry.uncached / entry.seconds for entry in entries])
+        share = sum([entry.share for entry in entries]) / len(entries)
         names = [score.name for score in self.evaluator.scores]
-        scores = {name: mean([entry.scores.get(name) for entry in entries]) for name in names}
-        return Verified(rung, tuple(entries), statistics.median(ratios), scores)
+        scores = {name: mean(name, [entry.scores.get(name) for entry in entries]) for name in names}
+        return Verified(rung, tuple(entries), min(speedup, self.most(rung, share)), scores)
 
     def _knows(self, rungs: Sequence[Rung]) -> bool:
         keys = [key_of(rung.config, prompt) for rung in rungs for prompt in range(self._prompts)]
@@ -102,7 +131,9 @@ class Verification:
         better anyway; of the best rung the one that has less room."""
         here, best = self.found[ladder.rungs[place].title], self.best()
         bolder = 1 if self.aim.kind == SPEEDUP else -1
-        if self.aim.reached(here.speedup, here.scores):
+        if not math.isfinite(self.aim.error(here.scores)):
+            following = place - 1
+        elif self.aim.reached(here.speedup, here.scores):
             following = place - bolder if here is best else -1
         else:
             rank = self.aim.rank(best.speedup, best.scores)
@@ -115,8 +146,3 @@ class Verification:
     def best(self) -> Verified:
         """By the aim; of means over prompts, which the worst prompts rule."""
         return min(self.found.values(), key=lambda one: self.aim.rank(one.speedup, one.scores))
-
-
-def mean(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else float("inf")
