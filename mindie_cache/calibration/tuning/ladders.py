@@ -11,7 +11,7 @@ import numpy as np
 
 from mindie_cache import CacheConfig
 from mindie_cache.calibration.facts import sigma_shift
-from mindie_cache.calibration.planning import Plan, Program, Recording
+from mindie_cache.calibration.planning import Plan, Recording, make_plan
 from mindie_cache.calibration.search.evaluator import calls_of
 from mindie_cache.calibration.search.knobs import SPANS, Knob, config_for
 from mindie_cache.calibration.search.targets import PipelineTarget, TestbedTarget
@@ -104,30 +104,25 @@ def _planned(plan: Plan | None, recording: Recording | None) -> list[Ladder]:
     correction helps."""
     if plan is None or recording is None:
         raise ConfigError("nothing was recorded.")
+    found = [_of_plan(PLAN, plan)]
+    if any(entry.gain for entry in plan.front):
+        found.append(_of_plan("plan without correction", make_plan(recording, correct=False)))
+    return found
+
+
+def _of_plan(title: str, plan: Plan) -> Ladder:
     steps = plan.steps_count
-    entries = [entry for entry in reversed(plan.front) if entry.budget < steps]
     rungs = [
         Rung(
-            f"plan, {entry.budget} of {steps}",
+            f"{title}, {entry.budget} of {steps}",
             _scheduled(entry.steps, steps, plan.sigmas, entry.gain),
             entry.budget / steps,
             entry.predicted,
         )
-        for entry in entries
+        for entry in reversed(plan.front)
+        if entry.budget < steps
     ]
-    found = [Ladder(PLAN, tuple(rungs))]
-    if any(entry.gain for entry in entries):
-        bare = Program(recording.gram, recording.sigmas, 0.0).solve([entry.budget for entry in entries])
-        rungs = [
-            Rung(
-                f"plan without correction, {budget} of {steps}",
-                _scheduled(bare[budget].steps, steps, plan.sigmas),
-                budget / steps,
-            )
-            for budget in sorted(bare, reverse=True)
-        ]
-        found.append(Ladder("plan without correction", tuple(rungs)))
-    return found
+    return Ladder(title, tuple(rungs))
 
 
 def _uniform(title: str, steps: int, build: Callable[[tuple[int, ...]], CacheConfig]) -> Ladder:
