@@ -273,6 +273,51 @@ def test_a_scheduler_with_noise_gets_a_plan_without_correction(tmp_path):
         assert "without correction" in str(handle.report())
 
 
+def with_ddim():
+    """A pipeline that passes `eta` on to its scheduler."""
+    pipe = TINY["pixart-sigma"].build()
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    return pipe
+
+
+def ddim(**given):
+    call = TINY["pixart-sigma"].call(steps=8)
+    for key in ("prompt", "generator", "output_type"):
+        call.pop(key, None)
+    return plan(with_ddim(), "a red ball", budget=5, **{**call, **given})
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_what_is_recorded_is_what_is_generated_with_noise(eta):
+    """Pipelines look at the signature of `step` before they pass on `eta` and the generator of the noise."""
+    pipe = with_ddim()
+
+    def made():
+        return pipe(**{**TINY["pixart-sigma"].call(steps=4), "output_type": "latent", "eta": eta})[0]
+
+    bare = made()
+    with recording(pipe.scheduler):
+        assert torch.equal(made(), bare)
+
+
+def test_a_call_that_asks_for_noise_gets_a_plan_without_correction():
+    """`eta` is an argument of the call; the scheduler itself does not know of it."""
+    found = ddim(eta=1.0)
+    assert {entry.gain for entry in found.front} == {0.0}
+    assert found.provenance["no correction"] == "DDIMScheduler: it is given eta=1.0, and adds noise in its steps"
+    assert {entry.gain for entry in ddim(eta=0.0).front} == {1.0}
+
+
+def test_prompts_of_a_plan():
+    """One string is one prompt, and not as many as it has letters; none are said."""
+    found = ddim()
+    assert found.provenance["prompts"] == ["a red ball"]
+    assert found.provenance["samples"] == 1
+    for wrong in ({"prompts": []}, {"prompts": ["a"], "seeds": []}):
+        with pytest.raises(ParametersInvalid, match="Give at least one of each"):
+            plan(TINY["flux"].build(), **wrong)
+
+
 def test_another_number_of_steps_is_said(tmp_path):
     pipe, found = planned("flux", 5)
     found.save(tmp_path / "plan.json")

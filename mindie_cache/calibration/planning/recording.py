@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -112,8 +113,9 @@ def recording(scheduler: Any) -> Iterator[Recorder]:
     recorder, own = Recorder(), vars(scheduler).get("step")
     inner = scheduler.step
 
+    @wraps(inner)  # pipelines look at the signature for `eta` and `generator`
     def step(model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
-        recorder.sampler = recorder.sampler or sampler_of(scheduler)
+        recorder.sampler = recorder.sampler or sampler_of(scheduler, kwargs)
         result = inner(model_output, *args, **kwargs)
         recorder.step(model_output, result[0] if isinstance(result, tuple) else result.prev_sample)
         return result

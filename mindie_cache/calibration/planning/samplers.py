@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 TRIAL_STEPS = 10
+NOISE = "eta", "s_churn"  # how much of it, as arguments of `step`: of DDIM, of EDM's Euler
 _ROUNDING = 1e-3  # of schedulers that work in float32, through all steps
 
 
@@ -39,9 +40,16 @@ class Sampler:
     why: str = ""
 
 
-def sampler_of(scheduler: Any) -> Sampler:
-    """Of a scheduler whose timesteps are set, and that has not made a step since. It stays as it is."""
+def sampler_of(scheduler: Any, given: Mapping[str, Any] | None = None) -> Sampler:
+    """Of a scheduler whose timesteps are set, and that has not made a step since. It stays as it is.
+
+    Args:
+        given: what the pipeline passes to `step` by name. The trial does not: it is about steps without noise.
+    """
+    noise = [f"{name}={given[name]}" for name in NOISE if given and given.get(name)]
     responses, why = _tried(lambda: _twin(scheduler))
+    if noise:
+        why = f"it is given {' and '.join(noise)}, and adds noise in its steps"
     least = 1e-6 * np.abs(responses).mean() if len(responses) else 0.0
     if not (why or (responses > least).all() or (responses < -least).all()):
         why = "in the final latents some outputs count for nothing, or with another sign than the others"
