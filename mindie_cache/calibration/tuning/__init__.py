@@ -1,1 +1,1 @@
-"""Tuning by target: record, plan, try the other methods, verify on prompts that nothing was chosen on."""
+"""Tuning by target: record, plan, try the other methods, verify on held-out prompts."""
