@@ -30,7 +30,7 @@ class Entry:
         gain: of the correction.
         predicted: relative squared error of the final latents, over the recorded prompts: the squares of what gaps leave in
             them, summed with the growth of errors or without, whichever is more, by the squares of the latents. Nothing is
-            generated for it, and it is optimistic: up to 30 times too small on the testbed. Take it as a ranking, and as
+            generated for it, and it is optimistic: up to 32 times too small on the testbed. Take it as a ranking, and as
             no more where a sampler permits no correction: what its steps add up to is not known.
         verified: the same, measured on other prompts, if it was: see `Plan.with_verified`.
     """

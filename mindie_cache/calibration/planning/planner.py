@@ -36,7 +36,7 @@ def make_plan(
         budget: the chosen one, half of the steps by default, or the least above that there is: the first step of every
             expert and the last step are computed in any case. `Plan.choose` chooses another one.
         correct: False: the best schedules without correction, as where the sampler permits none.
-        factor: largest gap between computed steps, in mean gaps.
+        factor: of steps by computed steps, the longest gap; rounded up, see `largest_gap`.
         provenance: what the plan should say of its origin.
 
     Raises:

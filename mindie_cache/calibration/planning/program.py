@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mindie_cache.errors import ParametersInvalid
 
 Array = NDArray[Any]
-GAP_FACTOR = 1.3  # of the mean gap: the largest one
+GAP_FACTOR = 1.3  # of steps by computed steps: the largest gap, rounded up
 RISING, FALLING = 0, 1  # phases of a schedule: no gap was shorter than the one before it, or one was
 
 
@@ -32,7 +32,7 @@ class Schedule:
 
 
 def largest_gap(steps_count: int, budget: int, factor: float = GAP_FACTOR) -> int:
-    """How far the next computed step may be: a little more than on average."""
+    """How far the next computed step may be: `factor` times steps by budget, rounded up, or as far as it must be."""
     return max(math.ceil(factor * steps_count / budget), math.ceil((steps_count - 1) / max(1, budget - 1)))
 
 
