@@ -118,10 +118,15 @@ def test_the_weights_know_where_experts_begin():
 
 
 def test_experts_move_with_the_number_of_steps():
-    moved = make_plan(replace(recorded(walk(8), levels(8)), starts=(0, 4))).for_steps(15)
+    """To the same noise level: half of 8 steps is half of 16, though the last one, 7, goes to 15."""
+    found = make_plan(replace(recorded(walk(8), levels(8)), starts=(0, 4)), budget=3)
+    moved = found.for_steps(16).checked()
     assert moved.provenance["experts begin at"] == [0, 8]
+    assert np.allclose(levels(16)[8], levels(8)[4])
     assert all(8 in entry.steps for entry in moved.front)
-    assert not {"6", "7"} & set(moved.weights().get("9", {}))
+    assert moved.at(3).steps == (0, 8, 15)
+    assert moved.choose(budget=3).weights()["9"] == {"8": 1.0}
+    assert found.provenance["experts begin at"] == [0, 4]
 
 
 # ------------------------------------------------------------------------------------------------------------- Wan2.2

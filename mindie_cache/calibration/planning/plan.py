@@ -146,10 +146,13 @@ class Plan:
 
     def for_steps(self, steps_count: int) -> Plan:
         """The plan for another number of steps, an estimate: the computed steps at the same places, by index, the last one
-        included; noise levels between the recorded ones. Where experts begin moves along: it is an estimate, too."""
+        included; noise levels between the recorded ones, and an expert begins where they are as at its first step before."""
         if steps_count == self.steps_count:
             return self
-        entries = [replace(e, steps=_moved(e.steps, self.steps_count, steps_count), verified=None) for e in self.front]
+        turns = {step: min(steps_count - 1, round(step * steps_count / self.steps_count)) for step in self.starts}
+        entries = [
+            replace(e, steps=_moved(e.steps, self.steps_count, steps_count, turns), verified=None) for e in self.front
+        ]
         by_budget = {entry.budget: entry for entry in entries}
         scaled = round(self.budget * steps_count / self.steps_count)
         nearest = min(by_budget, key=lambda budget: abs(budget - scaled))
@@ -157,7 +160,7 @@ class Plan:
         sigmas = tuple(np.interp(places, range(self.steps_count + 1), self.sigmas).tolist())
         noted = dict(self.provenance)
         if STARTS in noted:
-            noted[STARTS] = [_place(step, self.steps_count, steps_count) for step in self.starts]
+            noted[STARTS] = sorted(set(turns.values()))
         front = tuple(by_budget[b] for b in sorted(by_budget))
         return replace(self, sigmas=sigmas, front=front, budget=nearest, provenance=noted)
 
@@ -240,14 +243,11 @@ def _entry(values: Mapping[str, Any]) -> Entry:
     return Entry(**{**{name: value for name, value in values.items() if name in known}, "steps": tuple(values["steps"])})
 
 
-def _moved(steps: Sequence[int], before: int, now: int) -> tuple[int, ...]:
-    """Rounded to different steps; the first and the last stay."""
-    return tuple(sorted({_place(step, before, now) for step in steps} | {0, now - 1}))
-
-
-def _place(step: int, before: int, now: int) -> int:
-    """The same index quantile: t (now - 1) / (before - 1)."""
-    return round(step * (now - 1) / max(1, before - 1))
+def _moved(steps: Sequence[int], before: int, now: int, turns: Mapping[int, int]) -> tuple[int, ...]:
+    """Index quantiles: t (now - 1) / (before - 1), rounded to different steps; the first and the last stay. Steps in
+    `turns` go where that says."""
+    places = {turns.get(step, round(step * (now - 1) / max(1, before - 1))) for step in steps}
+    return tuple(sorted(places | {0, now - 1}))
 
 
 def _spans(numbers: Sequence[int]) -> str:
