@@ -14,7 +14,7 @@ from planners_search import Graph, Steps, anneal_generations, reused_seer, unifo
 from quality_families import Family, families
 
 from mindie_cache import CacheConfig
-from mindie_cache.calibration.planning import Plan, Program, Recording, make_plan, record_testbed
+from mindie_cache.calibration.planning import Plan, Recording, make_plan, record_testbed
 from mindie_cache.calibration.search import store
 from mindie_cache.calibration.search.cost import Window, Work
 from mindie_cache.calibration.search.evaluator import Evaluator
@@ -92,7 +92,7 @@ class Methods:
             "plan": lambda budget: self._plan(4, budget),
             "plan, 2 recorded": lambda budget: self._plan(2, budget),
             "plan, 1 recorded": lambda budget: self._plan(1, budget),
-            "plan without correction": self._bare,
+            "plan without correction": lambda budget: self._plan(4, budget, correct=False),
             "annealing, TaylorSeer-1": lambda budget: self._annealed(budget, seer),
             "annealing, plan's executor": lambda budget: self._annealed(budget, lambda some: self._planned(some, 1.0)),
             "smallest largest gap, reuse": lambda budget: self._path(budget, held),
@@ -119,21 +119,16 @@ class Methods:
             self._recordings[count] = made, process_time() - start
         return self._recordings[count]
 
-    def _plan(self, count: int, budget: int) -> Setting:
+    def _plan(self, count: int, budget: int, *, correct: bool = True) -> Setting:
         recording, seconds = self.recording(count)
-        start, path = process_time(), self.folder / f"plan-{count}.json"
-        plan: Plan = make_plan(recording)
+        start, path = process_time(), self.folder / f"plan-{count}{'' if correct else '-bare'}.json"
+        plan: Plan = make_plan(recording, correct=correct)
         planning = process_time() - start
         self.costs[f"recording {count}, s"], self.costs["planning every budget, s"] = round(seconds, 2), round(planning, 3)
         plan.save(path)
         options = {"plan": str(path), "budget": budget}
         config = CacheConfig("plan", 1, self.steps, options=options)
         return Setting((config,), mark=repr(plan.at(budget)), generations=count, once=True, seconds=seconds + planning)
-
-    def _bare(self, budget: int) -> Setting:
-        recording, seconds = self.recording(4)
-        schedule = Program(recording.gram, recording.sigmas, 0.0).solve([budget])[budget].steps
-        return Setting((self._planned(schedule, 0.0),), generations=4, once=True, seconds=seconds)
 
     def _planned(self, schedule: Steps, gain: float) -> CacheConfig:
         levels = tuple(self.recording(1)[0].sigmas.tolist())

@@ -8,6 +8,7 @@ At home a plan is recorded from four prompts: 30 steps, shift 3, guidance 2, 24 
 changes one of these, and compares at a half, a third and a fifth of the steps:
 
     from home        the plan of home, used as a file is: enable_cache(pipe, "plan.json")
+    gain 0           the same file, with the option gain=0: nothing is corrected
     own levels       its computed steps with the noise levels of the case (if the shift differs)
     recorded here    a plan from four prompts that were recorded in the case
     uniform, line    computed steps at equal distances, the same line without correction
@@ -39,7 +40,7 @@ from mindie_cache.testbed import TestbedConfig, TestbedTransformer, accuracy, lo
 OUT, RECORDED = Path("out/bench/transfer.json"), 4
 PARTS = (2, 3, 5)  # a half, a third, a fifth of the steps are computed
 CHOICES = {1: 4, 2: 4, 4: 4, 8: 3}  # recorded prompts: how many choices of them
-FROM_HOME, OWN_LEVELS, HERE, LINE = "from home", "own levels", "recorded here", "uniform, line"
+FROM_HOME, BARE, OWN_LEVELS, HERE, LINE = "from home", "gain 0", "own levels", "recorded here", "uniform, line"
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Transfer:
 
     def _measured(self, case: Case, runs: Runs, budget: int, own: Plan) -> dict[str, Found]:
         even = uniform(case.steps, budget)
-        found = {FROM_HOME: self._of_file(runs, self.home, budget)}
+        found = {FROM_HOME: self._of_file(runs, self.home, budget), BARE: self._of_file(runs, self.home, budget, gain=0.0)}
         if case.shift != HOME.shift:
             entry = self.home.at(budget)
             found[OWN_LEVELS] = runs.measure([_planned(case, entry.steps, entry.gain)])
@@ -135,16 +136,16 @@ class Transfer:
         found[LINE] = runs.measure([_planned(case, even)])
         return found
 
-    def _of_file(self, runs: Runs, plan: Plan, budget: int) -> Found:
+    def _of_file(self, runs: Runs, plan: Plan, budget: int, **changed: float) -> Found:
         """A plan as users have it. Its budgets are those of its own number of steps."""
         moved = plan.for_steps(runs.task.steps)
         entry = _nearest(moved, budget)
         path = self.folder / "plan.json"
-        options = {"plan": str(path)}
+        options = {"plan": str(path), **changed}
         source = min(plan.front, key=lambda one: abs(one.budget * runs.task.steps / plan.steps_count - budget))
         plan.choose(budget=source.budget).save(path)
         config = CacheConfig("plan", 1, runs.task.steps, options=options)
-        return runs.measure([config], mark=repr((entry, moved.sigmas)))
+        return runs.measure([config], mark=repr((entry.steps, entry.gain, moved.sigmas)))
 
 
 def _nearest(plan: Plan, budget: int) -> Any:
@@ -173,7 +174,7 @@ def _row(budget: int, name: str, found: Found, line: Found) -> dict[str, Any]:
 
 def overview(rows: list[dict[str, Any]]) -> str:
     """Markdown: one line a case and budget, mean PSNR of each setting."""
-    names = [name for name in (FROM_HOME, OWN_LEVELS, HERE, LINE) if any(row["setting"] == name for row in rows)]
+    names = [name for name in (FROM_HOME, BARE, OWN_LEVELS, HERE, LINE) if any(row["setting"] == name for row in rows)]
     lines = [f"| case | computed | {' | '.join(names)} |", f"| --- | ---: |{' ---: |' * len(names)}"]
     for case, budget in dict.fromkeys((row["case"], row["of"]) for row in rows):
         here = {row["setting"]: f"{row['psnr']:.1f}" for row in rows if (row["case"], row["of"]) == (case, budget)}
