@@ -13,6 +13,8 @@ Compared are plans (from 4, 2 and 1 recorded generations), uniform schedules, an
     search of blocks and steps   MindIE-SD's way: windows of blocks and steps, see docs/searching.md
     all others               the caching methods of the library: the best window or threshold for the budget
 
+The last two are run at 20, 15, 10 and 7 steps only, unless --only names them.
+
 Nothing is searched on the prompts that are evaluated. "computed" counts calls of blocks (or of the model, where it is
 skipped whole) that were made, in steps; methods that look at data run each prompt alone, so there it is a mean. "paired" is
 the difference to uniform TaylorSeer-1, prompt by prompt; "own" is PSNR on the prompt of the search; "generations" is what
@@ -28,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from planners_methods import BASELINE, Methods, Setting
+from planners_methods import BASELINE, SLOW, Methods, Setting
 from planners_plot import plot
 from planners_runs import Found, Runs, Store, unseen
 from planners_search import EVALUATIONS
@@ -37,7 +39,7 @@ from tqdm import tqdm
 from mindie_cache.testbed import load_testbed
 
 OUT, STEPS = Path("out/bench/planners.json"), 30
-BUDGETS = (20, 15, 12, 10, 8, 7, 6)
+BUDGETS, COARSE = (20, 15, 12, 10, 8, 7, 6), (20, 15, 10, 7)
 
 
 def row(budget: int, name: str, setting: Setting, found: Found, baseline: Found) -> dict[str, Any]:
@@ -117,8 +119,10 @@ def compare(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str
             bar.set_description(name)
             again = name.startswith(tuple(options.again)) if options.again else False
             for budget in options.budgets:
-                setting = methods[name](budget)
                 bar.update()
+                if name in SLOW and not options.only and budget not in COARSE:
+                    continue
+                setting = methods[name](budget)
                 if setting is None:
                     continue
                 found = runs.measure(setting.configs, setting.batch, setting.mark, again=again)

@@ -42,6 +42,8 @@ ADAPTIVE = (
     "dynamic_block",
     "easycache",
 )
+WINDOWS = "search of blocks and steps"
+SLOW = (WINDOWS, *WINDOWED, *ADAPTIVE)
 STARTS, INTERVALS = (1, 2, 3, 4, 6, 9, 12), range(2, 15)
 BISECTIONS, CLOSE, TOO_FAR = 10, 0.15, 0.75  # the last two in computed steps
 LATE = 2.2  # ratio below which windows may start late
@@ -97,7 +99,7 @@ class Methods:
             "annealing, plan's executor": lambda budget: self._annealed(budget, lambda some: self._planned(some, 1.0)),
             "smallest largest gap, reuse": lambda budget: self._path(budget, held),
             "smallest largest gap, TaylorSeer-1": lambda budget: self._path(budget, seer),
-            "search of blocks and steps": self._windows,
+            WINDOWS: self._windows,
         }
         known = {family.name: family for family in families(self.steps, self.blocks, str(CALIBRATION_PATH))}
         for name in WINDOWED:
