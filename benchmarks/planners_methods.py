@@ -14,7 +14,7 @@ from planners_search import Graph, Steps, anneal_generations, reused_seer, unifo
 from quality_families import Family, families
 
 from mindie_cache import CacheConfig
-from mindie_cache.calibration.planning import Plan, Recording, make_plan, record_testbed
+from mindie_cache.calibration.planning import Plan, Program, Recording, make_plan, record_testbed
 from mindie_cache.calibration.search import store
 from mindie_cache.calibration.search.cost import Window, Work
 from mindie_cache.calibration.search.evaluator import Evaluator
@@ -95,6 +95,7 @@ class Methods:
             "plan, 2 recorded": lambda budget: self._plan(2, budget),
             "plan, 1 recorded": lambda budget: self._plan(1, budget),
             "plan without correction": lambda budget: self._plan(4, budget, correct=False),
+            "plan without correction and growth": self._bare,
             "annealing, TaylorSeer-1": lambda budget: self._annealed(budget, seer),
             "annealing, plan's executor": lambda budget: self._annealed(budget, lambda some: self._planned(some, 1.0)),
             "smallest largest gap, reuse": lambda budget: self._path(budget, held),
@@ -131,6 +132,12 @@ class Methods:
         options = {"plan": str(path), "budget": budget}
         config = CacheConfig("plan", 1, self.steps, options=options)
         return Setting((config,), mark=repr(plan.at(budget)), generations=count, once=True, seconds=seconds + planning)
+
+    def _bare(self, budget: int) -> Setting:
+        """No error counts more than another one."""
+        recording, seconds = self.recording(4)
+        schedule = Program(recording.gram, recording.sigmas, 0.0).solve([budget])[budget].steps
+        return Setting((self._planned(schedule, 0.0),), generations=4, once=True, seconds=seconds)
 
     def _planned(self, schedule: Steps, gain: float) -> CacheConfig:
         levels = tuple(self.recording(1)[0].sigmas.tolist())

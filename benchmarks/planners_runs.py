@@ -139,9 +139,10 @@ class Runs:
         made, computed, count = [], 0.0, len(self.task.prompts)
         for first in range(0, count, batch):
             task = self.task.part(first, batch)
-            with warnings.catch_warnings(), attached(self.model, configs) as caches:
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore", CacheWarning)
-                one = generate(self.model, task.prompts, forward_cache=caches.forward_cache, **task.arguments)
+                with attached(self.model, configs) as caches:
+                    one = generate(self.model, task.prompts, forward_cache=caches.forward_cache, **task.arguments)
                 reports = [agent.report() for agent in caches.agents]
             made.append(one.latents)
             computed += task.steps * _share_computed(reports) * len(task.prompts)
