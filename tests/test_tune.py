@@ -10,7 +10,9 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,7 +33,7 @@ from mindie_cache.calibration.search.targets import TestbedTarget, UserTarget
 from mindie_cache.calibration.tuning import prompts
 from mindie_cache.calibration.tuning.aim import Aim
 from mindie_cache.calibration.tuning.climb import Climb
-from mindie_cache.calibration.tuning.frames import strip
+from mindie_cache.calibration.tuning.frames import Album, strip
 from mindie_cache.calibration.tuning.ladders import Ladder, Rung, evenly
 from mindie_cache.calibration.tuning.verify import Verification
 from mindie_cache.cli import main
@@ -217,6 +219,30 @@ def test_foreign_folders_are_refused_and_left_alone(tune, tmp_path):
     assert code == 2
     assert "holds another search: seeds" in printed.err
     assert (tune.out / "best.yaml").read_bytes() == before
+
+
+def test_a_process_that_died_with_its_folder_just_made_is_gone_on_from(tune):
+    (tune.out / "state/search").mkdir(parents=True)
+    code, printed, results = tune("--methods", "plan", "--front", "0")
+    assert code == 0, printed.err
+    assert results["candidates"][results["chosen"]]["title"].startswith("plan")
+
+
+def test_two_ranks_draw_the_same_picture_at_once(tmp_path, monkeypatch):
+    both = threading.Barrier(2, timeout=30)
+
+    def drawn_together(frames):
+        both.wait()
+        return strip(frames)
+
+    monkeypatch.setattr("mindie_cache.calibration.tuning.frames.strip", drawn_together)
+    made = SimpleNamespace(frames=torch.rand(1, 3, 8, 8, 3))
+    config = CacheConfig(method="adastep", blocks_count=1, steps_count=10)
+    with ThreadPoolExecutor(2) as pool:
+        for one in [pool.submit(Album(tmp_path, 1).add, config, 0, made, made) for _ in range(2)]:
+            one.result()
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png" for name in Album.names(config, 0).values()}
+    assert Image.open(tmp_path / "uncached-0.png").convert("RGB").tobytes() == strip(made.frames[0]).tobytes()
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mindie_cache.errors import ConfigError
 
@@ -48,11 +48,16 @@ def write(path: str | os.PathLike[str], document: Mapping[str, Any]) -> None:
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text, whole or not at all."""
+    write_with(path, lambda file: file.write(text.encode()))
+
+
+def write_with(path: str | os.PathLike[str], fill: Callable[[BinaryIO], Any]) -> None:
+    """Write what `fill` puts into a binary file, whole or not at all, also where several processes write the same file."""
     target = prepare(path)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            fill(file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, _mode(target))

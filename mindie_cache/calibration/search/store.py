@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,17 +199,7 @@ class Store:
 
     def add_baseline(self, prompt: int, made: Made) -> None:
         values = {**vars(made), "trace": list(made.trace), "step_seconds": list(made.step_seconds)}
-        handle, name = tempfile.mkstemp(prefix=".uncached-", dir=self.path)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save(values, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, self.path / f"uncached-{prompt}.pt")
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        files.write_with(self.path / f"uncached-{prompt}.pt", partial(torch.save, values))
 
     def read(self, name: str) -> dict[str, Any] | None:
         path = self.path / name

@@ -13,7 +13,7 @@ from mindie_cache.calibration.search.targets import PipelineTarget, Target, User
 from mindie_cache.calibration.tuning import ladders, prompts, results
 from mindie_cache.calibration.tuning.aim import MAX_ERROR, MIN_PSNR, SPEEDUP, Aim
 from mindie_cache.calibration.tuning.arguments import DEFAULT_SPEEDUP, TESTBED
-from mindie_cache.calibration.tuning.tuner import Task, Tuner
+from mindie_cache.calibration.tuning.tuner import SEARCH, STATE, Task, Tuner
 from mindie_cache.checks import real, whole
 from mindie_cache.errors import ConfigError
 
@@ -34,6 +34,7 @@ def run(options: argparse.Namespace) -> str:
     ladders.check_methods(options.methods)
     if options.prompts is not None and not options.prompts.is_file():
         raise ConfigError(f"--prompts {options.prompts}: there is no such file. Give a text with one prompt a line.")
+    _refuse_strangers(options.out)  # now, before another rank fills the folder
     with joined(_with_source(options), options.out) as job:
         return "" if job is None else _tuned(options, aim, job)
 
@@ -57,6 +58,17 @@ def _tuned(options: argparse.Namespace, aim: Aim, job: Job) -> str:
         return ""
     written = results.write(tuning, options.out, _typed())
     return f"{results.summary(tuning)}\n\nwritten: {', '.join(map(str, written))}"
+
+
+def _refuse_strangers(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file. Name a folder.")
+    strangers = sorted(one.name for one in out.iterdir() if not one.name.startswith(".")) if out.exists() else []
+    if strangers and not (out / STATE / SEARCH).is_dir():
+        raise ConfigError(
+            f"--out {out} is not empty and holds no tuning (it has {', '.join(strangers[:3])}, but no {STATE}/{SEARCH}). "
+            "Nothing was changed. Choose another folder."
+        )
 
 
 def _aim(options: argparse.Namespace) -> Aim:

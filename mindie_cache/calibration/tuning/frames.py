@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from mindie_cache import CacheConfig
+from mindie_cache.calibration import files
 from mindie_cache.calibration.search.evaluator import key_of
 from mindie_cache.calibration.search.made import Made
 
@@ -26,15 +28,12 @@ class Album:
         """The watcher of an evaluator."""
         if prompt >= self._prompts or made.frames is None or reference.frames is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         difference = ((made.frames - reference.frames).abs() * AMPLIFIED).clamp(0, 1)
         found = self.names(config, prompt)
         for name, frames in zip(found.values(), (reference.frames, made.frames, difference), strict=True):
             path = self.folder / f"{name}.png"
             if not path.exists():
-                half = path.with_name(f".{path.name}")
-                strip(frames[0]).save(half, format="png", optimize=True)
-                half.replace(path)
+                files.write_with(path, partial(strip(frames[0]).save, format="png", optimize=True))
 
     @staticmethod
     def names(config: CacheConfig, prompt: int) -> dict[str, str]:

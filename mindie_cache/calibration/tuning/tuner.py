@@ -18,7 +18,7 @@ from mindie_cache.calibration.search import scores
 from mindie_cache.calibration.search.evaluator import Evaluator, Outcome
 from mindie_cache.calibration.search.profile import Profile
 from mindie_cache.calibration.search.ranks import Leader, Place
-from mindie_cache.calibration.search.store import HEADER, Store
+from mindie_cache.calibration.search.store import Store
 from mindie_cache.calibration.search.targets import Target
 from mindie_cache.calibration.tuning.aim import Aim
 from mindie_cache.calibration.tuning.climb import Climb
@@ -27,7 +27,7 @@ from mindie_cache.calibration.tuning.ladders import PLAN, Ladder, Rung, ladders,
 from mindie_cache.calibration.tuning.verify import Verification
 from mindie_cache.errors import CacheError, ConfigError
 
-STATE, PICTURED = "state", 3
+STATE, SEARCH, PICTURED = "state", "search", 3
 FINALISTS = 4
 
 
@@ -100,12 +100,11 @@ class Tuner:
         leader: Leader | None = None,
     ):
         self.target, self.task, self.out = target, task, out
-        _refuse_strangers(out)
         self._end = None if task.minutes is None else time.monotonic() + 60 * task.minutes
         self._album = Album(out / FOLDER, PICTURED if task.frames else 0)
         device = where.device.type
         settings: dict[str, Any] = {"progress": progress, "leader": leader}
-        self.searcher = self._evaluator("search", task.recorded, where.rank, device, **settings)
+        self.searcher = self._evaluator(SEARCH, task.recorded, where.rank, device, **settings)
         self.verifier = self._evaluator("held-out", task.held_out, where.rank, device, watch=self._album.add, **settings)
         self._stages: list[Stage] = []
 
@@ -270,14 +269,3 @@ def _read(values: dict[str, Any], path: Path) -> Recording:
         return Recording(**{**values, "gram": np.asarray(values["gram"]), "sigmas": np.asarray(values["sigmas"])})
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} is damaged: {error}. Move it away, and it is recorded again.") from None
-
-
-def _refuse_strangers(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file. Name a folder.")
-    strangers = sorted(one.name for one in out.iterdir() if not one.name.startswith(".")) if out.exists() else []
-    if strangers and not (out / STATE / "search" / HEADER).is_file():
-        raise ConfigError(
-            f"--out {out} is not empty and holds no tuning (it has {', '.join(strangers[:3])}, but no "
-            f"{STATE}/search/{HEADER}). Nothing was changed. Choose another folder."
-        )
