@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import ranks
 from toy import quiet
 
 from mindie_cache import CacheConfig, ConfigError, enable_cache
@@ -443,19 +442,6 @@ def test_a_sharded_model_is_searched_as_one(search, tmp_path):
         assert row["share_computed"] == other["share_computed"]
         assert row["scores"]["latents"] == pytest.approx(other["scores"]["latents"], rel=1e-3)
     assert {path.name for path in out.glob("evaluations-*")} == {"evaluations-0.jsonl"}  # one searches, the others follow
-
-
-def ranks(size, arguments, **environment):
-    """Exit codes of the processes, started as torchrun does it (which ends all of them if one dies)."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", **environment}
-    started = []
-    for rank in range(size):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-        started.append(subprocess.Popen([sys.executable, *arguments], env={**common, **place}, stderr=subprocess.DEVNULL))
-    return [process.wait(timeout=120) for process in started]
 
 
 def test_keys_tell_settings_and_prompts_apart():

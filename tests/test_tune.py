@@ -5,10 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import random
-import socket
-import subprocess
 import sys
 import threading
 import warnings
@@ -21,6 +18,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from processes import ranks
 
 from mindie_cache import CacheConfig, CacheWarning, ConfigError, ParametersInvalid, enable_cache
 from mindie_cache.calibration.planning import Plan
@@ -318,7 +316,7 @@ def test_two_ranks_find_the_same(tune, tmp_path):
     _, _, alone = tune(*arguments)
     out = tmp_path / "ranks"
     common = ["--model", str(TOY), "--steps", "10", "--device", "cpu", "--prompts", str(tmp_path / "prompts.txt")]
-    assert ranks(2, ["tune", "--out", str(out), *common, *arguments]) == [0, 0]
+    assert ranks(2, ["-m", "mindie_cache", "tune", "--out", str(out), *common, *arguments]) == [0, 0]
     together = json.loads((out / "results.json").read_text())
     titles = {one[0] for one in same(alone)} & {one[0] for one in same(together)}
     assert len(titles) >= 3
@@ -326,26 +324,12 @@ def test_two_ranks_find_the_same(tune, tmp_path):
     assert all([one == by_title[one[0]] for one in same(together) if one[0] in titles and one[2] == by_title[one[0]][2]])
 
 
-def ranks(size, arguments):
-    """Exit codes of the processes, started as torchrun does it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for rank in range(size):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
-        environment = {**os.environ, **place, "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "mindie_cache", *arguments]
-        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
-    return [process.wait(timeout=120) for process in started]
-
-
 def test_a_sharded_model_is_tuned_as_one(tune, tmp_path):
     arguments = ["--methods", "plan", "first_block", "--front", "0", "--max-error", "1e-3"]
     _, _, alone = tune(*arguments)
     out, model = tmp_path / "sharded", TOY.with_name("sharded_toy.py")
     common = ["--steps", "10", "--device", "cpu", "--prompts", str(tmp_path / "prompts.txt"), "--sharded"]
-    assert ranks(2, ["tune", "--model", str(model), "--out", str(out), *common, *arguments]) == [0, 0]
+    assert ranks(2, ["-m", "mindie_cache", "tune", "--model", str(model), "--out", str(out), *common, *arguments]) == [0, 0]
     found = {c["title"]: c for c in json.loads((out / "results.json").read_text())["candidates"]}
     shared = [c for c in alone["candidates"] if c["title"] in found and c["stage"] == found[c["title"]]["stage"]]
     assert {c["method"] for c in shared} >= {"plan", "first_block"}

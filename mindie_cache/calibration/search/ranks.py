@@ -6,6 +6,7 @@ Either each has a model of its own: they talk once, at the start; then the folde
 
 from __future__ import annotations
 
+import gc
 import os
 import uuid
 from collections.abc import Iterator
@@ -96,6 +97,7 @@ def together(where: Place) -> Iterator[None]:
         yield
     finally:
         torch.distributed.destroy_process_group()
+        gc.collect()  # caches that are no longer used hold the group, and its threads must not outlive the interpreter
 
 
 class Leader:
