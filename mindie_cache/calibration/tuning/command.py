@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mindie_cache.calibration.search.command import Job, joined
+from mindie_cache.calibration.search.jobs import Job, joined
 from mindie_cache.calibration.search.targets import PipelineTarget, Target, UserTarget
 from mindie_cache.calibration.tuning import ladders, prompts, results
 from mindie_cache.calibration.tuning.aim import MAX_ERROR, MIN_PSNR, SPEEDUP, Aim
 from mindie_cache.calibration.tuning.arguments import DEFAULT_SPEEDUP, TESTBED
-from mindie_cache.calibration.tuning.tuner import SEARCH, STATE, Task, Tuner
+from mindie_cache.calibration.tuning.task import Task
+from mindie_cache.calibration.tuning.tuner import SEARCH, STATE, Tuner
 from mindie_cache.checks import real, whole
 from mindie_cache.errors import ConfigError
 

@@ -17,7 +17,8 @@ from mindie_cache.calibration.tuning.aim import SPEEDUP
 from mindie_cache.calibration.tuning.frames import AMPLIFIED, FOLDER
 from mindie_cache.calibration.tuning.ladders import Rung
 from mindie_cache.calibration.tuning.report import write_report
-from mindie_cache.calibration.tuning.tuner import Tuning, verified_plan
+from mindie_cache.calibration.tuning.task import Tuning
+from mindie_cache.calibration.tuning.tuner import verified_plan
 from mindie_cache.calibration.tuning.verify import Verified
 from mindie_cache.doctor import NOT_INSTALLED, versions
 from mindie_cache.methods.planned import PlanOptions
