@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from mindie_cache import CacheAgent, CacheConfig
+from mindie_cache.demo.attach import attached
 from mindie_cache.testbed import generate, load_testbed
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
+import plan_guards  # noqa: E402
 import planners_runs  # noqa: E402
 import planners_search  # noqa: E402
+import plans  # noqa: E402
 import transfer  # noqa: E402
 from planners_runs import Runs, Store, calibration, unseen  # noqa: E402
 
@@ -26,6 +29,11 @@ STEPS = 5
 @pytest.fixture(scope="module")
 def model():
     return load_testbed("cpu")
+
+
+@pytest.fixture(scope="module")
+def guarded(model):
+    return plan_guards.Bench(model)
 
 
 @pytest.fixture
@@ -104,6 +112,30 @@ def test_what_is_measured_is_psnr_and_computed_steps_by_hand(runs, model):
     error = (by_hand(model, runs.task, config) - exact).square().mean(dim=(1, 2, 3, 4))
     assert found.psnr == pytest.approx((10 * (4 / error).log10()).tolist(), abs=0.01)
     assert found.computed == pytest.approx(3)
+
+
+@pytest.mark.parametrize("guard", [None, "plan"])
+def test_guards_begin_with_what_the_engine_does(model, guarded, guard):
+    bench, task = guarded, unseen(1)
+    steps, gain = (plans.uniform(30, 8), 0.0) if guard is None else (bench.plan.at(8).steps, bench.plan.at(8).gain)
+    options = {"compute_steps": steps, "sigmas": bench.u, "gain": gain}
+    config = CacheConfig("plan", 1, task.steps, options=options)
+    with attached(model, [config]) as caches:
+        exact = generate(model, task.prompts, forward_cache=caches.forward_cache, **task.arguments).latents
+    found, samples = bench.latents(task, 8, guard and plan_guards.GUARDS[guard])
+    assert [sample.calls for sample in samples] == [8]
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-3)
+
+
+def test_a_guard_follows_a_richer_plan_where_the_difference_is_large(guarded, monkeypatch):
+    bench, task = guarded, unseen(1)
+    recorded = bench._recorded
+    calls = {}
+    for share in (1e-3, 1e3):  # as if the recording had had so much larger, and smaller, differences
+        monkeypatch.setattr(bench, "_recorded", lambda points, step, share=share: recorded(points, step) / share)
+        _, (sample,) = bench.latents(task, 10, plan_guards.Guard(follow=0.2))
+        calls[share] = sample.calls
+    assert calls[1e-3] < 10 < calls[1e3]
 
 
 def test_what_is_known_is_not_generated_again(runs, model, monkeypatch):
