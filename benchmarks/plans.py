@@ -97,13 +97,18 @@ def levels(steps: int, blocks: int, budget: int, plan: Plan) -> dict[str, CacheC
     def regular(schedule: tuple[int, ...]) -> CacheConfig:
         return CacheConfig("plan_blocks", blocks, steps, options={"compute_steps": schedule})
 
-    entry = plan.at(budget)
-    options = {"compute_steps": entry.steps, "sigmas": plan.sigmas, "gain": entry.gain}
+    entry, level = plan.at(budget), level_schedule(steps, budget)
+
+    def whole(schedule: tuple[int, ...], gain: float) -> CacheConfig:
+        return CacheConfig("plan", 1, steps, options={"compute_steps": schedule, "sigmas": plan.sigmas, "gain": gain})
+
     return {
         "uniform": regular(uniform(steps, budget)),
         "beginning, then regular": regular(begun(steps, budget)),
-        "level": regular(level_schedule(steps, budget)),
-        "plan, recorded": CacheConfig("plan", 1, steps, options=options),
+        "level": regular(level),
+        "level, whole forwards": whole(level, 0.0),
+        "level, whole forwards, corrected": whole(level, 1.0),
+        "plan, recorded": whole(entry.steps, entry.gain),
     }
 
 

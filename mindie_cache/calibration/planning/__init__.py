@@ -5,6 +5,7 @@ from mindie_cache.calibration.planning.planner import made_on, make_plan, plan
 from mindie_cache.calibration.planning.program import Program, Schedule
 from mindie_cache.calibration.planning.recording import Recorder, Recording, record, record_run, record_testbed, recording
 from mindie_cache.calibration.planning.samplers import Sampler, sampler_of
+from mindie_cache.calibration.planning.trial import safest
 
 __all__ = [
     "Entry",
@@ -21,5 +22,6 @@ __all__ = [
     "record_run",
     "record_testbed",
     "recording",
+    "safest",
     "sampler_of",
 ]

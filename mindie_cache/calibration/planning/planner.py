@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from mindie_cache.calibration.facts import default_of, guidance_name, quiet
 from mindie_cache.calibration.planning.identity import identity
 from mindie_cache.calibration.planning.plan import STARTS, Entry, Plan
 from mindie_cache.calibration.planning.program import GAP_FACTOR
-from mindie_cache.calibration.planning.recording import EXPERTS, Recording, record
+from mindie_cache.calibration.planning.recording import EXPERTS, Recording, record_run
 from mindie_cache.calibration.planning.relay import program_of
 from mindie_cache.doctor import NOT_INSTALLED, versions
 from mindie_cache.errors import ParametersInvalid
@@ -74,22 +76,40 @@ def plan(
     Raises:
         ParametersInvalid: the pipeline has a cache, there is no prompt or seed, or a generation was not recorded whole.
     """
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    total: Recording | None = None
+    with quiet(pipe):
+        for run in tqdm(generations(pipe, prompts, seeds, call), desc="recording", unit="generation", disable=None):
+            one = record_run(pipe, run)[1]
+            total = one if total is None else total + one
+    assert total is not None
+    return make_plan(total, budget=budget, provenance=made_on(pipe, listed(prompts), seeds, call))
+
+
+def listed(prompts: str | Sequence[str]) -> list[str]:
+    """A string is one prompt."""
+    return [prompts] if isinstance(prompts, str) else list(prompts)
+
+
+def generations(
+    pipe: Any, prompts: str | Sequence[str], seeds: Sequence[int], call: Mapping[str, Any]
+) -> list[Callable[[], Any]]:
+    """Makes the latents of each prompt and seed, the same ones each time that it is called.
+
+    Raises:
+        ParametersInvalid: the pipeline has a cache, or there is no prompt or seed.
+    """
+    prompts = listed(prompts)
     if not (prompts and seeds):
         raise ParametersInvalid(f"plan: got prompts={prompts} and seeds={list(seeds)}. Give at least one of each.")
     if has_cache(pipe):
         raise ParametersInvalid(
             "The pipeline has a cache, and what it reuses would be recorded. Call disable_cache(pipe) first."
         )
-    total: Recording | None = None
-    with quiet(pipe):
-        for prompt, seed in itertools.product(prompts, seeds):
-            one = record(
-                pipe, prompt=prompt, generator=torch.Generator().manual_seed(seed), **{"output_type": "latent", **call}
-            )
-            total = one if total is None else total + one
-    assert total is not None
-    return make_plan(total, budget=budget, provenance=made_on(pipe, prompts, seeds, call))
+
+    def generated(prompt: str, seed: int) -> Any:
+        return pipe(**{"output_type": "latent", **call}, prompt=prompt, generator=torch.Generator().manual_seed(seed))
+
+    return [partial(generated, prompt, seed) for prompt, seed in itertools.product(prompts, seeds)]
 
 
 def made_on(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], call: Mapping[str, Any]) -> dict[str, Any]:
