@@ -6,8 +6,9 @@
     python benchmarks/plans.py --fresh --levels --prompts 16      # the schedule without a recording, beside others
 
 Recorded are four generations of prompts that are not evaluated. Compared are, for each number of computed steps: the plan
-with its usual gain, the same without correction, and two uniform schedules with a line through two snapshots: of the blocks'
-residuals (TaylorSeer of order 1, lite) and of the model's output. PSNR of the final latents beside the uncached ones;
+with its usual gain; the same not corrected; the best schedule, by prediction, for no correction; and two uniform schedules
+with a line through two snapshots: of the blocks' residuals (TaylorSeer of order 1, lite) and of the model's output. PSNR of
+the final latents beside the uncached ones;
 "paired" is the difference to the uniform TaylorSeer, prompt by prompt. With --levels it is the schedule of the levels of
 enable_cache, at their three speeds, beside a computed beginning and then regular steps, and beside the plan. --fresh takes
 other prompts and seeds. Results also go to out/bench/plans.json, with the PSNR of each prompt.
@@ -86,7 +87,8 @@ def settings(steps: int, blocks: int, budget: int, plan: Plan, recording: Record
     return {
         "uniform, TaylorSeer": CacheConfig("dit_block_cache", blocks, steps, options={"order": 1, "compute_steps": even}),
         "uniform, line": planned(even, 0.0),
-        "plan without correction": planned(bare, 0.0),
+        "planned for no correction": planned(bare, 0.0),
+        "plan, not corrected": planned(entry.steps, 0.0),
         f"plan, gain {entry.gain:g}": planned(entry.steps, entry.gain),
     }
 

@@ -462,11 +462,21 @@ def test_what_is_predicted(gain):
 def test_a_plan_without_correction():
     recording = recorded(walk(12), levels(12))
     found = make_plan(recording, correct=False)
-    wanted = Program(recording.gram, recording.sigmas, 0.0, growth=5.0).solve()
+    wanted = Program(recording.gram, recording.sigmas, 1.0, growth=5.0).solve()  # they are better than with 0
     assert {entry.steps for entry in found.front} == {schedule.steps for schedule in wanted.values()}
     assert {entry.gain for entry in found.front} == {0.0}
     assert found.provenance["no correction"] == "it was planned without"
     assert "no correction" not in make_plan(recording).provenance
+
+
+def test_with_guidance_few_steps_are_not_corrected():
+    recording = recorded(walk(12), levels(12))
+    sure, strong = make_plan(recording, guidance=2.0), make_plan(recording, guidance=3.0)
+    assert {entry.gain for entry in sure.front} == {1.0}
+    assert {entry.budget: entry.gain for entry in strong.front} == {b: float(b >= 6) for b in range(2, 13)}
+    assert [entry.steps for entry in strong.front] == [entry.steps for entry in sure.front]
+    assert {entry.gain for entry in make_plan(recording, guidance=7.0).front} == {0.0}
+    assert {entry.gain for entry in make_plan(recording, guidance=7.0, correct=True).front} == {1.0}
 
 
 @pytest.mark.parametrize("energy", [0.0, float("nan"), float("inf")])

@@ -100,7 +100,7 @@ def test_there_is_a_plan_for_every_budget_that_turns_leave(steps, starts):
 
 def test_turns_without_correction():
     recording = replace(recorded(walk(9), levels(9)), starts=(0, 4))
-    wanted = Relay(recording.gram, recording.sigmas, 0.0, 5.0, (0, 4)).solve(list(range(2, 10)))
+    wanted = Relay(recording.gram, recording.sigmas, 1.0, 5.0, (0, 4)).solve(list(range(2, 10)))
     found = make_plan(recording, correct=False)
     assert [(entry.steps, entry.gain) for entry in found.front] == [(one.steps, 0.0) for one in wanted.values()]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -232,6 +233,7 @@ PIPELINES = {
     "cogvideox": "CogVideoXDDIMScheduler",
     "pixart-sigma": "DPMSolverMultistepScheduler",
 }
+MODERATE = {"flux", "qwen-image"}  # guidance of the others is above 4: see test_strong_guidance_corrects_nothing
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -239,16 +241,18 @@ def test_a_plan_on_a_pipeline(name, tmp_path):
     pipe, found = planned(name, 5)
     assert found.provenance["samples"] == 2
     assert found.provenance["scheduler"] == PIPELINES[name]
-    assert found.chosen.gain == 1.0
+    assert found.chosen.gain == (1.0 if name in MODERATE else 0.0)
     bare = latents(name, pipe, steps=8)
-    found.save(tmp_path / "plan.json")
-    with enable_cache(pipe, tmp_path / "plan.json") as handle:
-        cached = latents(name, pipe, steps=8)
-        rows = [row for report in handle.report().models.values() for row in marks(report).values()]
-    expected = "".join("#" if step in found.chosen.steps else "." for step in range(8))
-    assert rows == [expected] * len(rows)
-    error = float((cached - bare).square().sum() / bare.square().sum())
-    assert error < 0.05
+    for gain in (0.0, 1.0):
+        entries = tuple([replace(entry, gain=gain) for entry in found.front])
+        replace(found, front=entries).save(tmp_path / "plan.json")
+        with enable_cache(pipe, tmp_path / "plan.json") as handle:
+            cached = latents(name, pipe, steps=8)
+            rows = [row for report in handle.report().models.values() for row in marks(report).values()]
+        expected = "".join("#" if step in found.chosen.steps else "." for step in range(8))
+        assert rows == [expected] * len(rows)
+        error = float((cached - bare).square().sum() / bare.square().sum())
+        assert error < 0.05
     assert torch.equal(latents(name, pipe, steps=8), bare)
 
 
@@ -305,7 +309,27 @@ def test_a_call_that_asks_for_noise_gets_a_plan_without_correction():
     found = ddim(eta=1.0)
     assert {entry.gain for entry in found.front} == {0.0}
     assert found.provenance["no correction"] == "DDIMScheduler: it is given eta=1.0, and adds noise in its steps"
-    assert {entry.gain for entry in ddim(eta=0.0).front} == {1.0}
+    assert {entry.gain for entry in ddim(eta=0.0, guidance_scale=2.0).front} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "budgets", "said"),
+    [
+        ("wan", 1.0, {2, 3, 4, 5, 6, 7, 8}, None),
+        ("wan", 2.0, {2, 3, 4, 5, 6, 7, 8}, None),
+        ("wan", 3.0, {4, 5, 6, 7, 8}, "from 4 computed steps on, because of guidance by 3"),
+        ("wan", 5.0, set(), "none, because of guidance by 5"),
+        ("flux", 5.0, {2, 3, 4, 5, 6, 7, 8}, None),  # the model is told of it: there is one branch
+    ],
+)
+def test_strong_guidance_corrects_nothing(name, scale, budgets, said):
+    call = TINY[name].call(steps=8)
+    for key in ("prompt", "generator", "output_type"):
+        call.pop(key)
+    found = plan(TINY[name].build(), "a red ball", **{**call, "guidance_scale": scale})
+    assert {entry.budget for entry in found.front if entry.gain == 1.0} == budgets
+    assert {entry.gain for entry in found.front if entry.budget not in budgets} <= {0.0}
+    assert found.provenance.get("correction") == said
 
 
 def test_prompts_of_a_plan():

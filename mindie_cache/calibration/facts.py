@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,15 @@ def guidance_name(pipe: Any) -> str:
     known = inspect.signature(type(pipe).__call__).parameters
     plain = known.get("guidance_scale")
     return "true_cfg_scale" if "true_cfg_scale" in known and (plain is None or plain.default is None) else "guidance_scale"
+
+
+def cfg_scale(pipe: Any, call: Mapping[str, Any]) -> float | None:
+    """The scale by which two branches are combined in this call; None if it is not known. A `guidance_scale` beside a
+    `true_cfg_scale` is one that the model is told."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    name = "true_cfg_scale" if "true_cfg_scale" in known else "guidance_scale"
+    scale = call.get(name, default_of(pipe, name))
+    return float(scale) if isinstance(scale, int | float) else None
 
 
 def sigma_shift(pipe: Any) -> float | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from mindie_cache.calibration.facts import default_of, guidance_name, quiet
+from mindie_cache.calibration.facts import cfg_scale, default_of, guidance_name, quiet
 from mindie_cache.calibration.planning.identity import identity
 from mindie_cache.calibration.planning.plan import STARTS, Entry, Plan
 from mindie_cache.calibration.planning.program import GAP_FACTOR
@@ -22,13 +22,15 @@ from mindie_cache.errors import ParametersInvalid
 from mindie_cache.hooks.handle import has_cache
 
 GROWTH = 5.0  # of the square of an error, see docs/planning.md
+MODERATE, STRONG, HALF = 2.0, 4.0, 0.45  # guidance scales and a share of computed steps, see docs/planning-measured.md
 
 
 def make_plan(
     recording: Recording,
     *,
     budget: int | None = None,
-    correct: bool = True,
+    correct: bool | None = None,
+    guidance: float | None = None,
     factor: float = GAP_FACTOR,
     provenance: Mapping[str, Any] | None = None,
 ) -> Plan:
@@ -37,7 +39,10 @@ def make_plan(
     Args:
         budget: the chosen one, half of the steps by default, or the least above that there is: the first step of every
             expert and the last step are computed in any case. `Plan.choose` chooses another one.
-        correct: False: the best schedules without correction, as where the sampler permits none.
+        correct: whether computed steps correct what the estimates before them were off, if the sampler permits it. By
+            default where that has proved worth it, see `corrects`. It does not change the schedules: those that are the best
+            ones without a correction by what is predicted are worse.
+        guidance: the scale by which branches were combined in the recorded generations; None: there was one branch.
         factor: of steps by computed steps, the longest gap; rounded up, see `largest_gap`.
         provenance: what the plan should say of its origin.
 
@@ -50,18 +55,32 @@ def make_plan(
             "at what the model generates without a cache, and record it again."
         )
     steps = len(recording.sigmas) - 1
-    gain = 1.0 if recording.exact and correct else 0.0
-    solved = program_of(recording, gain, GROWTH).solve(list(range(2, steps + 1)), factor)
-    plain = program_of(recording, gain, 0.0)
-    errors = {budget: max(found.predicted, plain.cost(found.steps)) for budget, found in solved.items()}
-    front = tuple([Entry(found.steps, gain, errors[budget] / recording.energy) for budget, found in solved.items()])
+    possible = 1.0 if recording.exact else 0.0
+    solved = program_of(recording, possible, GROWTH).solve(list(range(2, steps + 1)), factor)
+    priced = {gain: [program_of(recording, gain, growth) for growth in (GROWTH, 0.0)] for gain in {0.0, possible}}
+    front = []
+    for computed, found in solved.items():
+        wanted = corrects(computed / steps, guidance) if correct is None else correct
+        gain = possible if wanted else 0.0
+        predicted = max(0.0, *[program.cost(found.steps) for program in priced[gain]])
+        front.append(Entry(found.steps, gain, predicted / recording.energy))
     noted = {**(provenance or {}), "samples": recording.samples}
     if len(recording.starts) > 1:
         noted[STARTS] = list(recording.starts)
-    if not gain:
+    corrected = [entry.budget for entry in front if entry.gain]
+    if not recording.exact or correct is False:
         noted["no correction"] = recording.why or "it was planned without"
+    elif len(corrected) < len(front):
+        noted["correction"] = f"from {min(corrected)} computed steps on" if corrected else "none"
+        noted["correction"] += f", because of guidance by {guidance:g}"
     chosen = budget if budget is not None else max(front[0].budget, steps // 2)
-    return Plan(tuple(recording.sigmas.tolist()), front, chosen, noted).checked()
+    return Plan(tuple(recording.sigmas.tolist()), tuple(front), chosen, noted).checked()
+
+
+def corrects(share: float, guidance: float | None) -> bool:
+    """Whether a correction is likely to be worth it with this share of computed steps. Strong guidance makes errors of the
+    latents grow; then what is seen at a computed step is no longer what the estimates were off. Measured on the testbed."""
+    return guidance is None or guidance <= (STRONG if share >= HALF else MODERATE)
 
 
 def plan(
@@ -82,7 +101,8 @@ def plan(
             one = record_run(pipe, run)[1]
             total = one if total is None else total + one
     assert total is not None
-    return make_plan(total, budget=budget, provenance=made_on(pipe, listed(prompts), seeds, call))
+    origin = made_on(pipe, listed(prompts), seeds, call)
+    return make_plan(total, budget=budget, guidance=origin["cfg_scale"], provenance=origin)
 
 
 def listed(prompts: str | Sequence[str]) -> list[str]:
@@ -118,6 +138,7 @@ def made_on(pipe: Any, prompts: Sequence[str], seeds: Sequence[int], call: Mappi
     sizes = [call.get(name) or default_of(pipe, name) for name in ("width", "height", "num_frames")]
     return {
         **identity(pipe, EXPERTS),
+        "cfg_scale": cfg_scale(pipe, call),
         "guidance_scale": guidance if isinstance(guidance, int | float) else None,
         "resolution": "x".join(str(size) for size in sizes if size) or None,
         "prompts": list(prompts),

@@ -83,7 +83,7 @@ class TestbedTarget:
         return {"target": "testbed", "steps": self.steps, "shift": self.shift, "guidance": self.guidance}
 
     def provenance(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
-        return _origin(self.facts(), prompts, seeds)
+        return {**_origin(self.facts(), prompts, seeds), "cfg_scale": self.guidance}
 
     def generate(self, prompt: str, seed: int, *, frames: bool = False, start: int = 0, made: Made | None = None) -> Made:
         traced: list[Tensor] = []
@@ -255,7 +255,7 @@ class UserTarget:
 
     def provenance(self, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
         if hasattr(self.subject, "scheduler"):  # its guidance is known to its file alone
-            return {**made_on(self.subject, prompts, seeds, {}), "guidance_scale": None}
+            return {**made_on(self.subject, prompts, seeds, {}), "guidance_scale": None, "cfg_scale": None}
         return _origin(self.facts(), prompts, seeds)
 
     def generate(

@@ -100,14 +100,21 @@ def _ladder(name: str, evaluator: Any, plan: Plan | None) -> Ladder:
 
 
 def _planned(plan: Plan | None, recording: Recording | None) -> list[Ladder]:
-    """The plan; where it corrects, also the best schedule without correction: the bolder, the less certain it is that a
-    correction helps."""
+    """The plan; and with and without its correction everywhere, where that is something else: the bolder, the less certain
+    it is that a correction helps."""
     if plan is None or recording is None:
         raise ConfigError("nothing was recorded.")
-    found = [_of_plan(PLAN, plan)]
-    if any(entry.gain for entry in plan.front):
-        found.append(_of_plan("plan without correction", make_plan(recording, correct=False)))
+    found, known = [_of_plan(PLAN, plan)], {_gains(plan)}
+    for title, correct in (("plan with correction", True), ("plan without correction", False)):
+        other = make_plan(recording, correct=correct)
+        if _gains(other) not in known:
+            known.add(_gains(other))
+            found.append(_of_plan(title, other))
     return found
+
+
+def _gains(plan: Plan) -> tuple[float, ...]:
+    return tuple([entry.gain for entry in plan.front])
 
 
 def _of_plan(title: str, plan: Plan) -> Ladder:

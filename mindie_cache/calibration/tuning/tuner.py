@@ -155,7 +155,8 @@ class Tuner:
         total = sum(parts[1:], start=parts[0])
         self.searcher.check_steps(len(total.sigmas) - 1)
         texts, seeds = zip(*self.task.recorded, strict=True)
-        return total, make_plan(total, provenance=self.target.provenance(texts, seeds))
+        origin = self.target.provenance(texts, seeds)
+        return total, make_plan(total, guidance=origin.get("cfg_scale"), provenance=origin)
 
     def _record(self, prompt: int) -> None:
         values = asdict(self.searcher.record(prompt))
