@@ -30,7 +30,7 @@ def safest(pipe: Any, found: Plan, prompts: str | Sequence[str], *, seeds: Seque
 
     The ways are the plan's own; its steps without correction; and regular steps without correction, which nobody planned.
     A prompt and seed takes one generation without a cache and three with one: 1 + 3 / speed-up in all. Prompts that were not
-    recorded are the better judges; one is worth much, four are worth more.
+    recorded are the better judges; one is enough to avoid the worst.
 
     Args:
         found: a plan at the budget that it is meant for: `Plan.choose`.
