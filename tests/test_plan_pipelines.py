@@ -332,6 +332,16 @@ def test_strong_guidance_corrects_nothing(name, scale, budgets, said):
     assert found.provenance.get("correction") == said
 
 
+def test_the_expert_with_the_strongest_guidance_counts():
+    call = TINY["wan22"].call(steps=8)
+    for key in ("prompt", "generator", "output_type"):
+        call.pop(key)
+    weak = {**call, "guidance_scale": 1.5}
+    both = [plan(TINY["wan22"].build(), "a ball", **{**weak, "guidance_scale_2": scale}) for scale in (2.0, 6.0)]
+    assert [{entry.gain for entry in found.front} for found in both] == [{1.0}, {0.0}]
+    assert [found.provenance["cfg_scale"] for found in both] == [2.0, 6.0]
+
+
 def test_prompts_of_a_plan():
     """One string is one prompt, and not as many as it has letters; none are said."""
     found = ddim()

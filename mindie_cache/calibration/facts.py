@@ -20,12 +20,12 @@ def guidance_name(pipe: Any) -> str:
 
 
 def cfg_scale(pipe: Any, call: Mapping[str, Any]) -> float | None:
-    """The scale by which two branches are combined in this call; None if it is not known. A `guidance_scale` beside a
-    `true_cfg_scale` is one that the model is told."""
+    """The scale by which two branches are combined in this call, the largest one if experts have their own; None if it is
+    not known. A `guidance_scale` beside a `true_cfg_scale` is one that the model is told."""
     known = inspect.signature(type(pipe).__call__).parameters
     name = "true_cfg_scale" if "true_cfg_scale" in known else "guidance_scale"
-    scale = call.get(name, default_of(pipe, name))
-    return float(scale) if isinstance(scale, int | float) else None
+    given = [call.get(one, default_of(pipe, one)) for one in (name, f"{name}_2")]
+    return max([float(scale) for scale in given if isinstance(scale, int | float)], default=None)
 
 
 def sigma_shift(pipe: Any) -> float | None:

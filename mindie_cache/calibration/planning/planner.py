@@ -42,7 +42,7 @@ def make_plan(
         correct: whether computed steps correct what the estimates before them were off, if the sampler permits it. By
             default where that has proved worth it, see `corrects`. It does not change the schedules: those that are the best
             ones without a correction by what is predicted are worse.
-        guidance: the scale by which branches were combined in the recorded generations; None: there was one branch.
+        guidance: the scale by which branches were combined in the recorded generations; None: one branch, or not known.
         factor: of steps by computed steps, the longest gap; rounded up, see `largest_gap`.
         provenance: what the plan should say of its origin.
 
@@ -123,7 +123,7 @@ def generations(
         raise ParametersInvalid(f"plan: got prompts={prompts} and seeds={list(seeds)}. Give at least one of each.")
     if has_cache(pipe):
         raise ParametersInvalid(
-            "The pipeline has a cache, and what it reuses would be recorded. Call disable_cache(pipe) first."
+            "The pipeline has a cache, and generations without one are needed here. Call disable_cache(pipe) first."
         )
 
     def generated(prompt: str, seed: int) -> Any:

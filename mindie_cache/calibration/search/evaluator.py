@@ -17,7 +17,7 @@ from mindie_cache import CacheConfig, CacheWarning, enable_cache
 from mindie_cache.calibration.search.baselines import Baselines
 from mindie_cache.calibration.search.made import Made
 from mindie_cache.calibration.search.pareto import keep_best
-from mindie_cache.calibration.search.ranks import Leader, enabled
+from mindie_cache.calibration.search.ranks import enabled
 from mindie_cache.calibration.search.scores import Score, mean, measured
 from mindie_cache.calibration.search.store import Evaluation, Store
 from mindie_cache.calibration.search.targets import Target
@@ -43,15 +43,10 @@ class Evaluator(Baselines):
     """Evaluates settings of caches on a target.
 
     Args:
-        target: generates.
-        prompts, seeds: one seed a prompt.
+        target, prompts, seeds, store, settings: of `Baselines`.
         scores: the first one ranks; the others are written down.
-        store: the folder.
-        progress: whether to show a bar.
         halving: whether only the best third of many settings is run on more prompts.
-        block_ms: milliseconds of a block, by list of blocks, instead of the measured ones.
         watch: called after every cached generation with the setting, the prompt, and both generations.
-        leader: of ranks that hold the model together.
     """
 
     def __init__(
@@ -62,15 +57,12 @@ class Evaluator(Baselines):
         scores: Sequence[Score],
         store: Store,
         *,
-        progress: bool = False,
         halving: bool = True,
-        block_ms: Mapping[str, float] | None = None,
         watch: Watch | None = None,
-        leader: Leader | None = None,
+        **settings: Any,
     ):
         needs_frames = any(score.frames for score in scores)
-        common: dict[str, Any] = {"progress": progress, "block_ms": block_ms, "leader": leader}
-        super().__init__(target, prompts, seeds, store, needs_frames=needs_frames, **common)
+        super().__init__(target, prompts, seeds, store, needs_frames=needs_frames, **settings)
         self.scores, self._halving, self._watch = tuple(scores), halving, watch
 
     def evaluate(self, config: CacheConfig, prompt: int) -> Evaluation:
