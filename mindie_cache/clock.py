@@ -120,7 +120,7 @@ class Scope:
         if run is not None:
             return run
         assert self.counted is not None
-        return self.counted.run(owner, first_step)
+        return self.counted.runs.get(owner) or self.counted.run(owner, first_step)
 
 
 _NOWHERE = Scope(Level(None, DEFAULT_BRANCH), None)

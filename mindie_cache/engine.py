@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,14 @@ from mindie_cache.lanes import Common, Lane, Track, first_shape, signature
 from mindie_cache.methods.base import Recipe
 from mindie_cache.ops import combine, residual_delta
 from mindie_cache.policies import Signal
+from mindie_cache.policies.decision import NOT_FINITE
 from mindie_cache.predictors import Hold, Retroactive
 from mindie_cache.taps import model_input
+
+UNSOUND = (
+    "The signal that decides about reuse is NaN or infinite: computing. Look for overflow in the model (fp16?) or for "
+    "latents that were not initialised."
+)
 
 
 class Engine:
@@ -56,7 +63,7 @@ class Engine:
     ) -> None:
         """Take the decision of this step, once, from the arguments of the first call of the site in this step."""
         self._check_signature(track, lane, args, kwargs)
-        self.settle(track, lambda: self._signal(track, function, args, kwargs))
+        self.settle(track, partial(self._signal, track, function, args, kwargs))
 
     def settle(self, track: Track, signal: Callable[[], Signal | None]) -> None:
         """Take the decision of this step; `signal` is called if the policy has to look at one."""
@@ -68,7 +75,6 @@ class Engine:
                 self.recipe.meter.see(common.measured, track.branch, track.step, seen.value)
             reuse, track.state, reason = policy.decide(track.state, track.step, seen, can_reuse)
             reuse = reuse and can_reuse
-            self._review(common, reason)
         else:
             if common.step != track.step:
                 self._decide_for_all(track, can_reuse, signal())
@@ -78,6 +84,8 @@ class Engine:
                 reason = "late refresh" if can_reuse else "no data"
         depth = self.recipe.predictor.depth
         track.decided, track.reuse, track.reason = True, reuse, reason
+        if reason == NOT_FINITE:
+            common.warn(reason, UNSOUND)
         track.keep = policy.worth_keeping(track.step, depth)
         track.give_away = reuse and depth == 1 and policy.last_use(track.step)
         if track.keep and not reuse:
@@ -90,7 +98,6 @@ class Engine:
         common.reuse, common.step, common.decider = reuse and can_reuse, track.step, track.branch
         if not common.reuse:
             common.since = track.step
-        self._review(common, common.reason)
 
     def _decide_call(
         self, track: Track, lane: Lane, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -111,7 +118,8 @@ class Engine:
         lane.reuse = reuse and can_reuse
         if lane.reuse or not track.reused:
             track.reason = reason
-        self._review(track.common, reason)
+        if reason == NOT_FINITE:
+            track.common.warn(reason, UNSOUND)
 
     def _settle_states(self, track: Track) -> None:
         """The states of all calls in all branches, together: the first branch of a step reads for the others too."""
@@ -143,14 +151,6 @@ class Engine:
         if lane.signature is None and not lane.history.steps:
             lane.signature = now
         return lane.signature == now
-
-    def _review(self, common: Common, reason: str) -> None:
-        if reason == "not finite":
-            common.warn(
-                "not finite",
-                "The signal that decides about reuse is NaN or infinite: computing. Look for overflow in the model "
-                "(fp16?) or for latents that were not initialised.",
-            )
 
     # ------------------------------------------------------------------------------------------------ calls
 

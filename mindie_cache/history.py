@@ -91,17 +91,20 @@ class History:
 
     def combine(self, weights: Sequence[float], references: Features | None) -> Features:
         """One new object per stream: ``reference + sum(weight * snapshot)``; without references, the sum alone."""
-        if references is None and weights[-1] == 1.0 and not any(weights[:-1]):  # nothing to add up
-            return self.newest()
+        snapshots = self._kept
+        if weights[-1] == 1.0 and not any(weights[:-1]):  # the newest one alone
+            if references is None:
+                return self.newest()
+            snapshots, weights = snapshots[-1:], _HELD
         placement, combined = self.placement, []
-        for stream, newest in enumerate(self._kept[-1]):
-            kept = [snapshot[stream] for snapshot in self._kept]
-            reference = references[stream] if references else None
+        for stream, kept in enumerate(zip(*snapshots, strict=True)):
+            reference, newest = references[stream] if references else None, kept[-1]
             if type(newest) is Plain:
                 combined.append(combine_objects([item.value for item in kept], weights, reference))
+            elif newest.dtype.is_floating_point or newest.dtype.is_complex:
+                combined.append(placement.combine(kept, weights, reference))
             else:
-                mixes = newest.dtype.is_floating_point or newest.dtype.is_complex
-                combined.append(placement.combine(*((kept, weights) if mixes else (kept[-1:], _HELD)), reference))
+                combined.append(placement.combine((newest,), _HELD, reference))
         return tuple(combined)
 
 

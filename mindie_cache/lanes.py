@@ -145,7 +145,7 @@ class Track:
     __slots__ = (
         *("__weakref__", "began", "blind", "common", "cut", "failed", "functions", "index", "key", "level", "opened"),
         *("alias", "layout", "missed", "released", "step", "steps_count", "watch"),
-        *("branch", "distinct_lanes", "inside", "lanes", "policy", "ranges", "reused"),
+        *("branch", "distinct_lanes", "inside", "lanes", "loops", "policy", "ranges", "reused"),
         *("anchor", "decided", "give_away", "keep", "reason", "reuse", "since", "state", "weights", "weights_for"),
     )
 
@@ -165,6 +165,7 @@ class Track:
         self.lanes = lanes
         self.distinct_lanes = tuple(dict.fromkeys([lane for lane in lanes if lane is not None]))
         self.ranges = self.distinct_lanes if is_anchored else ()  # with something in flight while they are passed
+        self.loops: dict[Any, Any] = {}  # what the model's loops over its blocks are given, by their patches
         self.steps_count = steps_count
         self.step = -1
         self.index = len(lanes)  # of the next call; past the last one between passes

@@ -10,6 +10,7 @@ import torch
 
 from mindie_cache.errors import ModelExecError, ParametersInvalid
 from mindie_cache.history import own
+from mindie_cache.wrappers import unwrapped
 
 HIDDEN = "hidden_states"
 Args = tuple[Any, ...]
@@ -36,6 +37,12 @@ def model_input(args: Args, kwargs: Kwargs) -> torch.Tensor:
             "agent.apply(transformer, hidden_states=latents, ...) or pass the latents as the first argument."
         )
     return latents
+
+
+def _owner(function: Callable[..., Any]) -> Any:
+    """The module that a call is of, inside its wrappers."""
+    owner = getattr(function, "__self__", function)
+    return unwrapped(owner) if isinstance(owner, torch.nn.Module) else owner
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class ModulatedInput(Tap):
     """
 
     def take(self, function: Callable[..., Any], args: Args, kwargs: Kwargs, anchored: Any) -> torch.Tensor:
-        block = getattr(function, "__self__", function)
+        block = _owner(function)
         with torch.no_grad():
             if hasattr(block, "modulated_input"):
                 return block.modulated_input(*args, **kwargs)
@@ -146,7 +153,7 @@ class Probe:
         return result, seen[0] if entered is None else seen[0].to(entered.dtype) - entered
 
     def _submodule(self, function: Callable[..., Any], path: str) -> torch.nn.Module:
-        owner = getattr(function, "__self__", function)
+        owner = _owner(function)
         if not isinstance(owner, torch.nn.Module):
             raise ParametersInvalid(f"probe={self.path!r} needs a module to look into, but got {type(owner).__name__}.")
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 
 import pytest
@@ -102,6 +103,85 @@ def test_the_list_of_a_copy_goes_by_the_copy(copied):
     assert generate(twin) == [40.0, 40.0, 20.0, 20.0]
     assert twin.met.count(False) == 4
     assert generate(model) == [40.0, 30.0, 20.0, 10.0]
+
+
+class Two(nn.Module):
+    """Adds to two streams, the text first; `scale` may be left out."""
+
+    def forward(self, text, image, push, scale=1.0):
+        return text + push * scale, image + 2 * push * scale
+
+
+class Named(Two):
+    def forward(self, text, image, push, **others):
+        return super().forward(text, image, push, **others)
+
+
+class Lanes(Two):
+    """A parameter with the name of a local variable of the package."""
+
+    def forward(self, text, image, push, lane=1.0):
+        return super().forward(text, image, push, lane)
+
+
+def _wrapped(function):
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+class Decorated(Two):
+    @_wrapped
+    def forward(self, text, image, push, scale=1.0):
+        return super().forward(text, image, push, scale)
+
+
+CALLS = {
+    "by keyword": lambda block, text, image, push: block(text=text, image=image, push=push),
+    "in place": lambda block, text, image, push: block(text, image, push),
+    "mixed": lambda block, text, image, push: block(text, push=push, image=image),
+}
+
+
+class TwoStreams(nn.Module):
+    def __init__(self, kind, call):
+        super().__init__()
+        self.blocks = nn.ModuleList([kind() for _ in range(4)])
+        self.call = call
+        self.kept = []
+        self.eval()
+
+    def forward(self, hidden_states, timestep=None):
+        text, image = hidden_states, 10 * hidden_states
+        for block in self.blocks:
+            text, image = self.call(block, text, image, timestep)
+            self.kept.append(block)
+        return text + image
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+@pytest.mark.parametrize("kind", [Two, Named, Lanes, Decorated])
+def test_stand_ins_are_called_as_the_block_is(kind, call):
+    model = TwoStreams(kind, call)
+    with enable_cache(model, EVERY_OTHER, num_inference_steps=STEPS, blocks="blocks", streams=("text", "image")):
+        found = [float(model(torch.ones(1), torch.tensor([float(STEPS - step)]))) for step in range(STEPS)]
+        assert found == [11.0 + 3 * 4 * 4, 11.0 + 3 * 4 * 4, 11.0 + 3 * 4 * 2, 11.0 + 3 * 4 * 2]
+        stand_in = model.kept[5]
+        assert stand_in is not model.blocks[1]
+        model(torch.ones(1), torch.tensor([4.0]))  # the first step of another generation is computed
+        later = call(stand_in, torch.ones(1), torch.ones(1), torch.tensor([5.0]))
+        assert [float(one) for one in later] == [6.0, 11.0]
+
+
+def test_a_stand_in_refuses_what_the_block_refuses():
+    model = TwoStreams(Two, lambda block, text, image, push: block(text=text, image=image, push=push))
+    with enable_cache(model, EVERY_OTHER, num_inference_steps=STEPS, blocks="blocks", streams=("text", "image")):
+        model(torch.ones(1), torch.tensor([4.0]))
+        model.call = lambda block, text, image, push: block(text=text, image=image, push=push, colour="red")
+        with pytest.raises(TypeError, match="colour"):
+            model(torch.ones(1), torch.tensor([3.0]))
 
 
 def test_enabling_twice_undoes_both():

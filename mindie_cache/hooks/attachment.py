@@ -146,7 +146,8 @@ class Attachment:
             self._warn("training", TRAINING)
             return original(*args, **kwargs)
         values = {**dict(zip(self._parameters, args, strict=False)), **kwargs} if args else kwargs
-        place = FORWARD if stay_eager() or self._is_inside_compiled() else CALL  # first: nothing below is to be compiled
+        is_compiled = stay_eager() or (self.scope.kind == PARTS and self._is_inside_compiled())  # first: nothing below is
+        place = FORWARD if is_compiled else CALL
         is_no_step = self._repeats or (self._has_own_cache and fills_own_cache(values))
         generation, track = (None, None) if is_no_step else self.generations.enter(values)
         self._settle(place, self._at_edges if track is not None and track.step else self._everywhere)
@@ -179,7 +180,7 @@ class Attachment:
 
     def _is_inside_compiled(self) -> bool:
         """Whether the parts of blocks are called by compiled code, because the blocks are compiled."""
-        return self.scope.kind == PARTS and vars(self.scope.blocks[0]).get(CALL) is not None
+        return vars(self.scope.blocks[0]).get(CALL) is not None
 
     def repeated(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A region comes a second time in one forward, with other inputs: from now on everything is computed."""

@@ -68,7 +68,7 @@ class BlockPatch(CallPatch):
         places = [self.form.parameters.index(name) for name in names]
         self._names = frozenset(names)
         self.by_name = _getter(names) if self.form.fixed else None
-        self._by_place = _getter(places) if self.form.fixed else None
+        self._by_place = _getter(places) if self.form.fixed and max(places) < self.form.places else None
         self._least = max(places) + 1
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -115,9 +115,10 @@ class EdgePatch(BlockPatch):
                 lane.new_pass()
                 return now.owner.repeated(self.original, args, kwargs)
             now.seen[self.index] = 1
-        if len(args) != 1:  # taps and the engine expect the main stream first, and all else by name
-            values = self.form.bound(args, kwargs) if args else kwargs
-            first = self.form.parameters[0]
+        form = self.form
+        if len(args) != 1 and form.nameable:  # taps expect the main stream first, and all else by name
+            values = form.bound(args, kwargs) if args else kwargs
+            first = form.parameters[0]
             if first in values:
                 args, kwargs = (values.pop(first),), values
         return now.call(now.track, self.index, self.original, args, kwargs)

@@ -10,6 +10,7 @@ from torch import nn
 
 from mindie_cache.errors import ConfigError
 from mindie_cache.hooks.families import AUXILIARY
+from mindie_cache.wrappers import unwrapped
 
 LEAST_SHARE = 0.1  # of the blocks of the longest list: a shorter list is not worth a region
 _MATRICES = 3  # of a block without attention; an entry of a list of projections has fewer
@@ -51,6 +52,7 @@ def block_lists(model: nn.Module) -> list[BlockList]:
 
 
 def _is_block(module: nn.Module) -> bool:
+    module = unwrapped(module)
     if _ATTENTION.search(type(module).__name__):  # added between blocks, not one of them
         return False
     matrices = [parameter for parameter in module.parameters() if parameter.dim() >= 2]

@@ -72,8 +72,7 @@ class Generation(Session):
             return True  # released
         if last.timesteps is not None and sight.timesteps is not None and last.timesteps is not sight.timesteps:
             return True
-        if self._told_by_position(sight):
-            assert sight.position is not None
+        if sight.position is not None and self._told_by(sight.position, sight.timestep):
             assert last.position is not None
             return sight.position < last.position or sight.position - self.origin >= self.steps_count
         if sight.timestep is not None and last.timestep is not None:
@@ -107,11 +106,11 @@ class Generation(Session):
         order = list(self.tracks)
         return any([order.index(other) > order.index(branch) for other in self._calls])
 
-    def _told_by_position(self, sight: Sight) -> bool:
+    def _told_by(self, position: int, timestep: float | None) -> bool:
         """Whether the scheduler's index tells the step; not if the timestep moves while it stands still."""
-        if sight.position is None or (last := self._last).position is None:
+        if (last := self._last).position is None:
             return False
-        if sight.position == last.position and last.timestep is not None and sight.timestep != last.timestep:
+        if position == last.position and last.timestep is not None and timestep != last.timestep:
             self._deaf = True
         return not self._deaf
 
@@ -139,8 +138,7 @@ class Generation(Session):
     def _step_of(self, sight: Sight, branch: str) -> int:
         if self.step < 0:
             return 0 if sight.position is None else sight.position - self.origin
-        if self._told_by_position(sight):
-            assert sight.position is not None
+        if sight.position is not None and self._told_by(sight.position, sight.timestep):
             return sight.position - self.origin
         if sight.timestep is not None and self._last.timestep is not None:
             return self.step + (sight.timestep != self._last.timestep)

@@ -22,6 +22,7 @@ from mindie_cache.hooks.plan_fit import PlanFit
 from mindie_cache.hooks.regions import scope_of
 from mindie_cache.hooks.wish import Wish, read_wish, suited
 from mindie_cache.report import Report
+from mindie_cache.wrappers import unwrapped
 
 _DENOISERS = ("transformer", "transformer_2", "unet", "prior", "decoder")
 
@@ -183,10 +184,10 @@ def _attached(model: nn.Module) -> Attachment | None:
 def _models(pipe_or_model: Any) -> dict[str, nn.Module]:
     """The denoising models, by name."""
     if isinstance(pipe_or_model, nn.Module):
-        inner = getattr(pipe_or_model, "_orig_mod", pipe_or_model)  # of torch.compile
+        inner = unwrapped(pipe_or_model)
         return {type(inner).__name__: inner}
     found = {name: getattr(pipe_or_model, name, None) for name in _DENOISERS}
-    models = {n: getattr(m, "_orig_mod", m) for n, m in found.items() if isinstance(m, nn.Module)}
+    models = {n: unwrapped(m) for n, m in found.items() if isinstance(m, nn.Module)}
     if not models:
         raise ConfigError(
             f"{type(pipe_or_model).__name__} has no transformer: looked for {', '.join(_DENOISERS)}. Pass the model itself: "

@@ -6,19 +6,21 @@ list in another way, e.g. by index, finds the blocks themselves, and the patches
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, cached_property
 from itertools import chain, groupby
 from types import MethodType
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from mindie_cache.hooks.calls import BlockPatch, under_way
 from mindie_cache.hooks.compiling import runs_eagerly
 from mindie_cache.hooks.patches import CALL, Patch
-from mindie_cache.lanes import Lane, Track
+from mindie_cache.hooks.signatures import Form
+from mindie_cache.lanes import Lane
+from mindie_cache.wrappers import unwrapped
 
 _now = under_way.get
 
@@ -28,32 +30,25 @@ class CachedList(nn.ModuleList):
 
     @runs_eagerly
     def __iter__(self) -> Iterator[nn.Module]:
-        patch = vars(self).get("__iter__")
+        patch = self.__dict__.get("__iter__")
         return super().__iter__() if patch is None else patch()
 
 
 class Skipped:
     """Stands for an inner block of a region that is reused: returns what it is given. Whoever asks it sees the block."""
 
-    __slots__ = ("_block", "_by_name", "_lane", "_patch")
+    __slots__ = ("_block", "_lane", "_patch")
 
     def __init__(self, patch: BlockPatch, lane: Lane):
         self._lane = lane
         self._patch = patch
         self._block = patch.module
-        self._by_name = patch.by_name
 
     @runs_eagerly
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        lane, by_name = self._lane, self._by_name
-        if not lane.reuse:  # it was kept, and is called later
-            return self._block(*args, **kwargs)
-        if args or by_name is None:
-            return self._patch.passed(lane, args, kwargs)
-        try:
-            return lane.rebuild(by_name(kwargs))
-        except KeyError:  # a stream is left out
-            return self._patch.passed(lane, args, kwargs)
+        if self._lane.reuse:
+            return self._patch.passed(self._lane, args, kwargs)
+        return self._block(*args, **kwargs)  # it was kept, and is called later
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._block, name)
@@ -61,6 +56,31 @@ class Skipped:
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # for isinstance
         return type(self._block)
+
+
+_CALL = """
+def __call__(self, {parameters}):
+    lane = self._lane
+    return lane.rebuild(({streams},)) if lane.reuse else self._block({arguments})
+"""
+
+
+@cache
+def stand_in(forward: Callable[..., Any], form: Form) -> type[Skipped]:
+    """The class of the stand-ins for blocks with this `forward`: their calls have its parameters, where these are plain
+    names, because Python takes twice as long to pass them on as keywords that it does not know."""
+    parameters = [*inspect.signature(forward).parameters.values()][1:]
+    names = [one.name for one in parameters]
+    is_plain = all([one.kind is one.POSITIONAL_OR_KEYWORD for one in parameters]) and not {"self", "lane"} & {*names}
+    if not form.fixed or not is_plain:
+        return Skipped
+    words = {"parameters": ", ".join(names), "streams": ", ".join(form.streams)}
+    words["arguments"] = ", ".join([f"{name}={name}" for name in names])
+    made: dict[str, Any] = {}
+    exec(_CALL.format(**words), made)  # as collections.namedtuple does
+    call = runs_eagerly(made["__call__"])
+    call.__defaults__ = tuple([one.default for one in parameters if one.default is not one.empty])
+    return type("Skipped", (Skipped,), {"__slots__": (), "__call__": call})
 
 
 class Stretch(NamedTuple):
@@ -80,16 +100,11 @@ class ListPatch(Patch):
         inner: patches of the inner blocks of all regions.
     """
 
-    derived = Patch.derived | {"_blocks", "_stretches"}
+    derived = Patch.derived | {"_blocks"}
 
     def __init__(self, module: nn.ModuleList, owner: Any, inner: Sequence[BlockPatch]):
         super().__init__(module, owner, "__iter__")
         self._inner = list(inner)
-        self._stretches: WeakKeyDictionary[Track, list[Stretch]] = WeakKeyDictionary()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._stretches = WeakKeyDictionary()
 
     @cached_property
     def _blocks(self) -> list[nn.Module]:
@@ -100,7 +115,7 @@ class ListPatch(Patch):
         found = []
         for lane, group in groupby(self._blocks, lambda block: lanes[inner[block].index] if block in inner else None):
             blocks = [*group]
-            found.append(Stretch(blocks, lane, [Skipped(inner[block], lane) for block in blocks] if lane else []))
+            found.append(Stretch(blocks, lane, [_stand_in_for(inner[block], lane) for block in blocks] if lane else []))
         return found
 
     def _method(self, module: nn.Module) -> Any:
@@ -126,10 +141,15 @@ class ListPatch(Patch):
         now = _now()
         if now is None or now.owner is not self.owner or [*self.module._modules.values()] != self._blocks:
             return self.original()
-        stretches = self._stretches.get(now.track)
+        loops = now.track.loops
+        stretches = loops.get(self)
         if stretches is None:
-            stretches = self._stretches[now.track] = self._divided(now.lanes)
+            stretches = loops[self] = self._divided(now.lanes)
         return chain.from_iterable(_passed(stretches))
+
+
+def _stand_in_for(patch: BlockPatch, lane: Lane) -> Skipped:
+    return stand_in(type(unwrapped(patch.module)).forward, patch.form)(patch, lane)
 
 
 def _passed(stretches: list[Stretch]) -> Iterator[list[Any]]:

@@ -23,6 +23,7 @@ from mindie_cache.recipes import METHODS
 from mindie_cache.sites import BlockRange, BlockSpans, EachBlock, EachCall, Span
 from mindie_cache.streams import BlockStreams, Rebuild
 from mindie_cache.taps import Argument, ModelInput, Probe, Tap, model_input
+from mindie_cache.wrappers import unwrapped
 
 ROOT, PARTS, BLOCKS = "forward", "parts", "blocks"
 
@@ -169,9 +170,10 @@ def _probe(probe: Probe | None, scope: Scope) -> Probe | None:
     path = probe.path.removesuffix(".output")
     fitting = [index for index, block in enumerate(scope.blocks) if _has(block, path)]
     if not fitting:
-        names = ", ".join(name for name, _ in scope.blocks[0].named_children())
+        block = unwrapped(scope.blocks[0])
+        names = ", ".join(name for name, _ in block.named_children())
         raise ConfigError(
-            f"probe={probe.path!r}: no block has a submodule {path!r}. {type(scope.blocks[0]).__name__} has {names}: set "
+            f"probe={probe.path!r}: no block has a submodule {path!r}. {type(block).__name__} has {names}: set "
             "the option probe to the norm after the attention, or to '<attention>.output'."
         )
     return Probe(min(fitting, key=lambda index: abs(index - probe.index)), probe.path)
@@ -179,7 +181,7 @@ def _probe(probe: Probe | None, scope: Scope) -> Probe | None:
 
 def _has(block: nn.Module, path: str) -> bool:
     try:
-        block.get_submodule(path)
+        unwrapped(block).get_submodule(path)
     except AttributeError:
         return False
     return True

@@ -25,39 +25,34 @@ BOTH = "both"
 _SHOWN = {"cond_uncond": BOTH}  # diffusers' name of one batch with both branches
 
 
-class Context(NamedTuple):
-    """What a pipeline tells through `cache_context`; the fields are diffusers'."""
-
-    name: str
-    step_index: int | None = None
-    num_inference_steps: int | None = None
-    timestep: Any = None
-    sigma: Any = None
-
-
-_told: ContextVar[Context | None] = ContextVar("mindie_cache_context", default=None)
-told = _told.get
-
-
 class telling:  # noqa: N801 - a context manager, as small as it can be: it is entered for every forward
-    """Forwards inside belong to the branch `name`; `inner` is the model's own context manager."""
+    """What a pipeline tells through `cache_context`: forwards inside belong to the branch `name`.
 
-    __slots__ = ("_context", "_inner", "_token")
+    Args:
+        inner: the model's own context manager.
+        fields: what else is told, by diffusers' names; the step and the number of steps count here.
+    """
+
+    __slots__ = ("_inner", "_token", "branch", "position", "steps")
 
     def __init__(self, inner: Any, name: str, fields: Mapping[str, Any]):
         self._inner = inner
-        self._context = Context(name)
-        if fields:
-            self._context = Context(name, **{key: value for key, value in fields.items() if key in Context._fields})
+        self.branch = _SHOWN.get(name, name)
+        self.position: int | None = fields.get("step_index")
+        self.steps: int | None = fields.get("num_inference_steps")
 
     def __enter__(self) -> Any:
         entered = self._inner.__enter__()
-        self._token = _told.set(self._context)
+        self._token = _told.set(self)
         return entered
 
     def __exit__(self, *error: Any) -> Any:
         _told.reset(self._token)
         return self._inner.__exit__(*error)
+
+
+_told: ContextVar[telling | None] = ContextVar("mindie_cache_context", default=None)
+_telling_now = _told.get
 
 
 class Sight(NamedTuple):
@@ -100,13 +95,13 @@ def look(values: Mapping[str, Any], scope: Scope, pipe: ref[Any] | None, rises: 
     Args:
         rises: the model's timestep is 1 - t.
     """
-    context = _told.get()
-    branch = None if context is None else _SHOWN.get(context.name, context.name)
-    if branch is None and scope.named:
+    branch, position, steps = None, None, None
+    if (context := _telling_now()) is not None:
+        branch, position, steps = context.branch, context.position, context.steps
+    elif scope.named:
         branch = scope.branch
     scheduler = getattr(pipe(), "scheduler", None) if pipe is not None else None
-    timesteps, begin, begun = None, 0, False
-    position = context.step_index if context is not None else None
+    timesteps, begin, begun = None, 0, scheduler is None
     is_told = position is not None or scope.told
     if scheduler is not None:
         timesteps = getattr(scheduler, "timesteps", None)
@@ -126,7 +121,6 @@ def look(values: Mapping[str, Any], scope: Scope, pipe: ref[Any] | None, rises: 
     if scope.told:
         position, timestep = _told_by_user(scope)
         begin = 0
-    steps = context.num_inference_steps if context is not None else None
     if steps is None and isinstance(timesteps, torch.Tensor):
         steps = len(timesteps) - begin
     conditions = {} if branch is not None else _conditions(values)

@@ -15,53 +15,67 @@ from mindie_cache.errors import ModelExecError, ParametersInvalid
 from mindie_cache.history import Features
 from mindie_cache.hooks.families import STREAMS
 from mindie_cache.streams import BlockStreams, Rebuild, bare
+from mindie_cache.wrappers import unwrapped
 
 
 class Form(NamedTuple):
     """How a kind of block is called and what it returns.
 
     `parameters`: names of its arguments, in order. `streams`: those that it returns, in the order of its outputs.
-    `fixed`: it always returns all of them.
+    `fixed`: it always returns all of them. `places`: how many of the parameters can be given by position. `nameable`: all of
+    them can be given by name.
     """
 
     parameters: tuple[str, ...]
     streams: tuple[str, ...]
     fixed: bool
+    places: int
+    nameable: bool
 
     def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """All arguments of a call by name."""
-        return {**dict(zip(self.parameters, args, strict=False)), **kwargs} if args else kwargs
+        """The arguments of a call by name."""
+        return {**dict(zip(self.parameters[: self.places], args, strict=False)), **kwargs} if args else kwargs
 
 
 def form_of(block: nn.Module, streams: tuple[str, ...] | None = None) -> Form:
-    """The form of a block; `streams` overrules what its `forward` shows.
+    """The form of a block, or of the block inside a wrapper; `streams` overrules what its `forward` shows.
 
     Raises:
-        ParametersInvalid: `streams` names what is no argument of the block.
+        ParametersInvalid: `streams` names what is no argument of the block; or no argument has a name.
     """
-    kind: Any = type(block)
+    kind: Any = type(unwrapped(block))
     form = _form(kind)
+    if not form.parameters:
+        raise ParametersInvalid(
+            f"{kind.__name__}.forward names none of its arguments, so that the streams of its blocks cannot be told apart. "
+            "Write them out, e.g. forward(self, hidden_states, **others); or use a method for whole forwards: easycache."
+        )
     if streams is None:
         return form
     missing = [name for name in streams if name not in form.parameters]
     if missing:
         raise ParametersInvalid(
-            f"streams={streams!r}: {missing[0]!r} is no argument of {type(block).__name__}.forward, which takes "
+            f"streams={streams!r}: {missing[0]!r} is no argument of {kind.__name__}.forward, which takes "
             f"{', '.join(form.parameters)}. Name the arguments that the block returns, in the order of its outputs."
         )
-    return Form(form.parameters, tuple(streams), True)
+    return form._replace(streams=tuple(streams), fixed=True)
 
 
 @cache
 def _form(kind: Any) -> Form:
     forward: Callable[..., Any] = kind.forward
-    parameters = tuple(inspect.signature(forward).parameters)[1:]  # without self
+    all_of_them = [*inspect.signature(forward).parameters.values()][1:]  # without self
+    named = [one for one in all_of_them if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    parameters = tuple([one.name for one in named])
+    places = len([one for one in named if one.kind is not one.KEYWORD_ONLY])
+    nameable = all([one.kind not in (one.VAR_POSITIONAL, one.POSITIONAL_ONLY) for one in all_of_them])
     known = STREAMS.get(kind.__name__)
     if known:
-        return Form(parameters, known, False)
+        return Form(parameters, known, False, places, nameable)
     returned = [names for names in _returned(forward) if set(names) <= set(parameters)]
     longest = max(returned, key=len, default=())
-    return Form(parameters, longest or parameters[:1], all(names == longest for names in returned))
+    fixed = all(names == longest for names in returned)
+    return Form(parameters, longest or parameters[:1], fixed, places, nameable)
 
 
 def _returned(forward: Callable[..., Any]) -> list[tuple[str, ...]]:
@@ -90,7 +104,8 @@ class ModuleStreams(BlockStreams):
 
     def take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Features, tuple[Any, ...]]:
         first = self._form.parameters[0] if args else None
-        streams = [args[0] if name == first else kwargs.get(name) for name in self._form.streams]
+        named = self._form.bound(args, kwargs) if len(args) > 1 else kwargs
+        streams = [args[0] if name == first else named.get(name) for name in self._form.streams]
         return tuple(streams if self._form.fixed else [item for item in streams if item is not None]), args
 
     def split(self, output: Any, inputs: Features) -> tuple[Features, Rebuild]:

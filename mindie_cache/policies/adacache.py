@@ -14,7 +14,7 @@ import torch
 from mindie_cache.device import Reading
 from mindie_cache.errors import ParametersInvalid
 from mindie_cache.ops import relative_l1
-from mindie_cache.policies.decision import Decision, Limits, Policy, Signal, relative
+from mindie_cache.policies.decision import NOT_FINITE, Decision, Limits, Policy, Signal, relative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class AdaCache(Policy):
         reason = self.limits.forced(step, state.skips) or ("" if can_reuse else "no data")
         if not reason and step < state.computed + state.distance:
             return Decision(True, state._replace(skips=state.skips + 1), "codebook")
-        reason = reason or ("codebook" if finite else "not finite")
+        reason = reason or ("codebook" if finite else NOT_FINITE)
         return Decision(False, state._replace(computed=step, skips=0), reason)
 
     def observe(self, state: AdaState | None, step: int, seen: Signal) -> AdaState:

@@ -14,7 +14,7 @@ import torch
 from mindie_cache.device import Reading
 from mindie_cache.distributed import Ranks
 from mindie_cache.ops import relative_l1
-from mindie_cache.policies.decision import Decision, Limits, Policy, Signal
+from mindie_cache.policies.decision import NOT_FINITE, Decision, Limits, Policy, Signal
 
 
 class AdastepState(NamedTuple):
@@ -70,7 +70,7 @@ class Adastep(Policy):
         if length is None:
             return Decision(False, state, "warm-up")
         if not math.isfinite(length):
-            return Decision(False, AdastepState(state.latents, waiting=waiting), "not finite")
+            return Decision(False, AdastepState(state.latents, waiting=waiting), NOT_FINITE)
         state = state._replace(lengths=(*state.lengths[-2:], length))
         if len(state.lengths) < 3:
             return Decision(False, state, "warm-up")

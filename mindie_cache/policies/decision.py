@@ -13,6 +13,7 @@ from mindie_cache.device import Reading
 from mindie_cache.distributed import Ranks
 
 SYNCS = ("now", "lagged")
+NOT_FINITE = "not finite"  # the reason of a decision by a signal that is NaN or infinite
 
 
 class Decision(NamedTuple):

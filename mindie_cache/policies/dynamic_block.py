@@ -15,7 +15,7 @@ import torch
 from mindie_cache.device import Reading
 from mindie_cache.distributed import Ranks
 from mindie_cache.ops import relative_l1
-from mindie_cache.policies.decision import Decision, Limits, Policy, Signal, relative
+from mindie_cache.policies.decision import NOT_FINITE, Decision, Limits, Policy, Signal, relative
 
 
 class BlockState(NamedTuple):
@@ -84,7 +84,7 @@ class DynamicBlock(Policy):
             drift = accumulated + state.settled
         forced = self.limits.forced(step, state.skips) or ("" if can_reuse else "no data")
         if not forced and not math.isfinite(drift):
-            return Decision(False, BlockState(probe, sums), "not finite")
+            return Decision(False, BlockState(probe, sums), NOT_FINITE)
         if forced or drift >= self.threshold:
             return Decision(False, BlockState(probe, sums), forced or "changed")
         return Decision(True, BlockState(probe, sums, None, accumulated, state.skips + 1), "little change")

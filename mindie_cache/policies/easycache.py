@@ -13,7 +13,7 @@ import torch
 
 from mindie_cache.device import Reading
 from mindie_cache.ops import relative_l1
-from mindie_cache.policies.decision import Decision, Limits, Policy, Signal, relative
+from mindie_cache.policies.decision import NOT_FINITE, Decision, Limits, Policy, Signal, relative
 
 
 class EasyState(NamedTuple):
@@ -68,7 +68,7 @@ class EasyCache(Policy):
         forced = forced or ("warm-up" if state.size < 0 else "")  # the rate needs two computed steps
         computed = state._replace(accumulated=0.0, skips=0)
         if not forced and not math.isfinite(predicted):
-            return Decision(False, computed, "not finite")
+            return Decision(False, computed, NOT_FINITE)
         if forced or predicted >= self.threshold:
             return Decision(False, computed, forced or "changed")
         return Decision(True, state._replace(accumulated=predicted, skips=state.skips + 1), "little change")

@@ -14,7 +14,7 @@ import torch
 from mindie_cache.device import Reading
 from mindie_cache.distributed import Ranks
 from mindie_cache.ops import relative_l1
-from mindie_cache.policies.decision import Decision, Limits, Policy, Signal, relative
+from mindie_cache.policies.decision import NOT_FINITE, Decision, Limits, Policy, Signal, relative
 
 
 class ResidualState(NamedTuple):
@@ -60,7 +60,7 @@ class ResidualChange(Policy):
         change = self._change(probe, state, signal.ranks)
         forced = self.limits.forced(step, state.skips) or ("" if can_reuse and change is not None else "no data")
         if change is not None and not math.isfinite(change):
-            reuse, reason = False, "not finite"
+            reuse, reason = False, NOT_FINITE
         elif change is None or forced or change >= self.threshold:
             reuse, reason = False, forced or "changed"
         else:

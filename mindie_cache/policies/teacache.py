@@ -14,7 +14,7 @@ import torch
 
 from mindie_cache.device import Reading
 from mindie_cache.ops import relative_l1
-from mindie_cache.policies.decision import Decision, Limits, Policy, Signal, relative
+from mindie_cache.policies.decision import NOT_FINITE, Decision, Limits, Policy, Signal, relative
 
 
 class TeaState(NamedTuple):
@@ -61,7 +61,7 @@ class TeaCache(Policy):
         distance = relative(*sums)
         accumulated = state.accumulated + self.rescaled(distance)
         if not math.isfinite(accumulated):
-            return Decision(False, computed, "not finite")
+            return Decision(False, computed, NOT_FINITE)
         if not can_reuse:
             return Decision(False, computed, "no data")
         if accumulated >= self.threshold:
