@@ -71,6 +71,10 @@ class BandedHistory:
     def nbytes(self) -> int:
         return sum([history.nbytes for history in self._histories])
 
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        return self._deepest.dtypes
+
     def clear(self) -> None:
         for history in self._histories:
             history.clear()

@@ -1,21 +1,22 @@
 """Where a call is: which run, branch and step it belongs to. The one place that counts; knows nothing of caching.
 
 A `Run` is one generation. Inside `run()` every agent shares it; otherwise each agent has a counted run of its own in each
-context, which the agents called inside its calls join. The current `Scope` is a context variable, so threads never share
-one, and neither do asyncio tasks that open a run of their own.
+context, which the agents called inside its calls join. The current `Scope` is a context variable. Threads and asyncio tasks
+may start with a copy of another context: what is counted belongs to the one that it was begun in.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from asyncio import _get_running_loop, current_task
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from numbers import Integral, Real
 from threading import get_ident
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from mindie_cache.errors import ParametersInvalid
 from mindie_cache.steps import DEFAULT_BRANCH, Level, Run
@@ -24,10 +25,10 @@ new_key = itertools.count().__next__  # what an agent is known by in a Run
 
 
 class Counted:
-    """The counted runs of one context, by the agent that each belongs to. `thread`: where it was made."""
+    """The counted runs of one context, by the agent that each belongs to. `place`: where it was made."""
 
     def __init__(self) -> None:
-        self.thread = get_ident()
+        self.place = get_ident() if _get_running_loop() is None else _in_loop()
         self.runs: WeakKeyDictionary[Any, Run] = WeakKeyDictionary()
         self._scopes: dict[tuple[str, bool], Scope] = {}
         self._ticks = 0
@@ -129,15 +130,22 @@ _requests: dict[Hashable, Run] = {}
 get_scope = _scope.get
 
 
+def _in_loop() -> Any:
+    """The asyncio task that is running, weakly, because it owns its context; in a callback of the loop, the thread."""
+    task = current_task()
+    return get_ident() if task is None else ref(task)
+
+
 def current_scope() -> Scope:
     """The scope of this context, made if there is none yet.
 
-    A context that was copied to another thread, as asyncio.to_thread does, counts by itself, unless it is in a run or a
-    branch that was opened before: two generations in two threads would count as one.
+    A context that was copied to another asyncio task, or to another thread, as asyncio.to_thread does, counts by itself,
+    unless it is in a run or a branch that was opened before: two generations in two of them would count as one.
     """
     scope = _scope.get()
     counted = scope.counted
-    if scope is _NOWHERE or (counted is not None and counted.thread != get_ident() and scope.is_base):
+    place = get_ident() if _get_running_loop() is None else _in_loop()
+    if scope is _NOWHERE or (counted is not None and counted.place != place and scope.is_base):
         scope = Counted().base
         _scope.set(scope)
     return scope

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import numbers
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -45,7 +47,8 @@ class Engine:
         self.calls_count = calls_count
         self.steps_count = steps_count
 
-    def new_track(self, branch: str, common: Common) -> Track:
+    def new_track(self, branch: str, common: Common, turn: int = 1) -> Track:
+        """`turn`: of this call among those of the branch in a step, where they are told apart."""
         spans: dict[Any, Lane] = {}
         lanes: list[Lane | None] = []
         for index in range(self.calls_count):
@@ -54,7 +57,29 @@ class Engine:
                 last = span.stop - 1
                 spans[span] = Lane(span.start, last, self.recipe.new_history(), self._streams.of(last))
             lanes.append(None if span is None else spans[span])
-        return Track(branch, self.recipe.policy.of(branch), lanes, self.steps_count, common, self.recipe.site.anchored)
+        policy, is_anchored = self.recipe.policy.of(branch), self.recipe.site.anchored
+        return Track(branch, policy, lanes, self.steps_count, common, is_anchored, turn)
+
+    # ------------------------------------------------------------------------------------------------ rehearsal
+
+    def can_rehearse(self, track: Track) -> bool:
+        """Whether the pass that has just been computed has kept enough to be repeated from it."""
+        if self._per_call or track.reuse or not track.policy.reuses:
+            return False
+        kept = [lane.history.steps for lane in track.ranges]
+        return any([len(steps) >= self._warmup and steps[-1] == track.step for steps in kept])
+
+    @contextmanager
+    def rehearsal(self, track: Track) -> Iterator[None]:
+        """The same pass again, with the regions reused; it counts as nothing."""
+        reused, track.reuse = track.reused, True
+        try:
+            yield
+        finally:
+            track.reuse, track.reused = False, reused
+            track.new_pass()
+            for lane in track.ranges:
+                lane.gap = 0
 
     # ------------------------------------------------------------------------------------------------ decisions
 
@@ -194,7 +219,7 @@ class Engine:
         if track.reuse and len(steps) >= self._warmup and steps[-1] >= track.since:
             track.reused += 1
             lane.gap += 1
-            if residual:
+            if lane.added:
                 return lane.rebuild(self.predict(track, lane, (model_input(args, kwargs), *[None] * (lane.width - 1))))
             # Before a step that is computed for certain nobody needs the snapshot again, so no copy is needed either.
             if track.give_away:
@@ -202,7 +227,7 @@ class Engine:
             if self._holds and isinstance(history, History):
                 return lane.rebuild(history.newest())
             return lane.rebuild(self.predict(track, lane, None))
-        entered = own(model_input(args, kwargs)) if residual and track.keep else None
+        entered = own(model_input(args, kwargs)) if residual is not False and track.keep else None
         computed = self.execute(track, index, function, args, kwargs) if index == self._probed else function(*args, **kwargs)
         corrector, corrected = self.recipe.corrector, None
         if not track.keep and corrector is None:
@@ -212,7 +237,8 @@ class Engine:
             corrected = self._corrected(corrector, track, lane, outputs, outputs)
         if track.keep:
             lane.rebuild, lane.width, lane.gap = rebuild, len(outputs), 0
-            if entered is None:
+            lane.added = entered is not None and (bool(residual) or _shape(outputs[0]) == entered.shape)
+            if entered is None or not lane.added:
                 history.push(track.step, outputs, shared=True)
             else:
                 history.push(track.step, (self._residual(outputs[0], entered), *[own(out) for out in outputs[1:]]))
@@ -329,12 +355,18 @@ class Engine:
                 "A cached block returns its streams as they came, e.g. (hidden_states, encoder_hidden_states)."
             )
         if not is_tensor:
-            return output - reference
+            if not isinstance(output, numbers.Number) or not isinstance(reference, numbers.Number):
+                raise ModelExecError(
+                    f"A stream of the cached region is a {type(output).__name__}: streams are tensors or numbers. Use a "
+                    "method for whole forwards, e.g. easycache, or blocks that return their tensors one by one."
+                )
+            return output - reference  # type: ignore[operator]
         if output.shape != reference.shape:
             raise ModelExecError(
                 f"A stream changes its shape inside the cached region, from {tuple(reference.shape)} to "
-                f"{tuple(output.shape)}. Choose block_start and block_end so that shapes stay the same between them; of a "
-                "whole forward keep the output: options={'residual': False}."
+                f"{tuple(output.shape)}. Choose block_start and block_end so that shapes stay the same between them; in a "
+                "U-Net cache attentions or whole forwards, e.g. pab or easycache. Of a whole forward keep the output: "
+                "options={'residual': False}."
             )
         if output.dtype == torch.bool:
             raise ModelExecError("A stream is boolean, so it has no residual. Pass masks as other keywords, not as streams.")
@@ -344,6 +376,10 @@ class Engine:
 def _added(output: Any, reference: Any) -> Any:
     """What a region has added to a tensor."""
     return output - reference if isinstance(output, torch.Tensor) and isinstance(reference, torch.Tensor) else output
+
+
+def _shape(value: Any) -> torch.Size | None:
+    return value.shape if isinstance(value, torch.Tensor) else None
 
 
 def _changed(lane: Lane) -> bool:

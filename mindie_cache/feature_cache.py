@@ -56,7 +56,7 @@ class FeatureCache(BaseFeatureCache):
             raise ConfigError(f"{config.method} needs the calls of both branches: use CacheAgent.apply.")
         site = BlockRange(0, 1) if recipe.site.anchored else EachCall(0, 1)
         self._engine = Engine(replace(recipe, site=site), 1, config.steps_count, process_group)
-        self._relative = recipe.site.anchored or recipe.residual  # the feature is output - input
+        self._relative = recipe.site.anchored or recipe.residual is not False  # the feature is output - input
         self._first_step = init_step
         self._note = bypass_reason(self.config)
         self._warn = WarnOnce()

@@ -6,6 +6,7 @@ batch. Decisions, counting and arithmetic are where they are for every method.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from mindie_cache.bands import is_real
 from mindie_cache.errors import ConfigError, ModelExecError, ParametersInvalid
 from mindie_cache.history import Features, own
 from mindie_cache.lanes import Lane, Offer, Track, first_shape
+from mindie_cache.policies import Reference
 from mindie_cache.sites import Passage, Span
 from mindie_cache.taps import model_input
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from mindie_cache.engine import Engine
 
 REFERENCE = "cond"  # the branch that is computed in every step
+ALONE = Reference(0, 0)  # the policy of a batch without guidance
 PARALLEL = (
     "With CFG-parallel each rank computes one branch only, so there is nothing to predict it from, and leaving a branch out "
     "would only make its rank wait. Use a cache inside the forward there, e.g. fastercache, attention_cache or teacache."
@@ -33,7 +36,8 @@ PARALLEL = (
 
 @dataclass(frozen=True)
 class SequentialGuidance:
-    """One call per branch and step, "cond" before the others. The other branches are predicted."""
+    """One call per branch and step, "cond" before the others. The other branches are predicted; of several calls in a step,
+    each from the one of "cond" in its turn."""
 
     anchored = False
 
@@ -74,15 +78,21 @@ def _refuse_group(engine: Engine) -> None:
 
 
 def _reuses(
-    engine: Engine, track: Track, lane: Lane, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    engine: Engine,
+    track: Track,
+    lane: Lane,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    offers: int = 0,
 ) -> bool:
-    """The decision of this step, taken once, and whether what is kept fits this call."""
+    """The decision of this step, taken once, and whether what is kept fits this call, after so many of the reference."""
     if not track.decided:
         engine.decide(track, lane, function, args, kwargs)
-    shape = first_shape(args, kwargs)
-    if shape != lane.shape:  # another pass of this step, e.g. the next tile
+    form = (*(first_shape(args, kwargs) or ()), offers)
+    if form != lane.shape:  # another pass of this step, e.g. the next tile
         lane.history.clear()
-        lane.shape = shape
+        lane.shape = form
     return track.reuse and bool(lane.history.steps)
 
 
@@ -99,26 +109,32 @@ def _sequential(
 ) -> Any:
     lane = track.lanes[index]
     assert lane is not None
-    reuses = _reuses(engine, track, lane, function, args, kwargs)
-    if track.branch == REFERENCE:
+    if track.named == REFERENCE:
+        _reuses(engine, track, lane, function, args, kwargs)
         return _offer(engine, track, engine.execute(track, index, function, args, kwargs))
     offer = track.common.offer
-    if offer is None or offer.step != track.step:
+    if offer is None or (offer.step != track.step and track.named in offer.calls):
         raise ParametersInvalid(
             f"Branch {track.branch!r} is called in step {track.step}, in which branch {REFERENCE!r} was not: cfg_cache "
             f"predicts it from the output of {REFERENCE!r}. Call agent.apply first with agent.branch({REFERENCE!r}), then "
             f"with agent.branch({track.branch!r}). Under enable_cache the pipeline has to name its branches "
             f'(cache_context), and one that computes both in one call needs the option layout="batch". {PARALLEL}'
         )
-    if reuses:
-        assert offer.features, "the reference branch keeps its output in every step that can be reused"
+    reference = None
+    if offer.step == track.step:  # else somebody calls the model between two steps
+        offer.calls[track.named] += 1
+        reference = offer.features.get(track.turn) if offer.is_even else None
+    if _reuses(engine, track, lane, function, args, kwargs, len(offer.features)) and reference is not None:
+        assert reference, "the reference branch keeps its output in every step that can be reused"
         track.reused += 1
-        references = tuple([item if is_real(item) else None for item in offer.features])
-        return lane.rebuild(engine.predict(track, lane, references))
+        items = tuple([item if is_real(item) else None for item in reference])
+        return lane.rebuild(engine.predict(track, lane, items))
     result = engine.execute(track, index, function, args, kwargs)
-    if track.keep:
+    if reference is None:  # it is not known which call of the reference is of the same tile
+        lane.history.clear()
+    elif track.keep:
         outputs, lane.rebuild = engine.recipe.streams.split(result, ())
-        lane.history.push(track.step, _differences(outputs, offer.features))
+        lane.history.push(track.step, _differences(outputs, reference))
     return result
 
 
@@ -129,11 +145,15 @@ def _offer(engine: Engine, track: Track, result: Any) -> Any:
         outputs, _ = engine.recipe.streams.split(result, ())
         features = tuple([own(item) for item in outputs])
     common = track.common
-    common.offer = Offer(track.step, features)
-    if track.step == engine.steps_count - 1 and len(common.tracks) == 1:
+    last = offer = common.offer
+    if offer is None or offer.step != track.step:
+        offer = common.offer = Offer(track.step, {}, Counter(), last is None or len({*last.calls.values()}) == 1)
+    offer.calls[REFERENCE] += 1
+    offer.features[track.turn] = None if track.turn in offer.features else features
+    if track.step == engine.steps_count - 1 and all([other.named == REFERENCE for other in common.tracks]):
         common.warn(
             "no guidance",
-            f"cfg_cache had nothing to do: only branch {track.branch!r} was called in this run. Put the unconditional call "
+            f"cfg_cache had nothing to do: only branch {REFERENCE!r} was called in this run. Put the unconditional call "
             'into `with agent.branch("uncond"):`, set layout="batch" if one call computes both branches, or leave cfg_cache '
             f"out for a model without guidance. {PARALLEL}",
         )
@@ -179,7 +199,9 @@ def _batch(
     assert lane is not None
     latents = model_input(args, kwargs)
     size = latents.shape[0] if latents.dim() else 1
-    if size % 2:
+    is_pair = track.common.is_pair(track, size)
+    track.policy = engine.recipe.policy if is_pair else ALONE
+    if is_pair and size % 2:
         raise ParametersInvalid(
             f'layout="batch" needs both branches in one batch, but the batch size is {size}. Use layout="sequential" for '
             "one call per branch, and leave cfg_cache out without guidance."

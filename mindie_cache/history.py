@@ -71,6 +71,11 @@ class History:
         """Streams of a snapshot."""
         return len(self._kept[-1]) if self._kept else 0
 
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """Of the tensors of the newest snapshot."""
+        return {item.dtype for item in self._kept[-1] if type(item) is not Plain} if self._kept else set()
+
     def fetch(self, stream: int) -> list[Any]:
         """What is kept of one stream, oldest first: tensors, which are not to be changed, and Plain objects."""
         fetch = self.placement.fetch

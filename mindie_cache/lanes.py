@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -45,18 +46,27 @@ def first_shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Size | N
     return None
 
 
+def shown(branch: str, turn: int) -> str:
+    """How a branch is called in the report, in its first call of a step, its second one, and so on."""
+    return branch if turn == 1 else f"{branch} #{turn}"
+
+
 class Offer(NamedTuple):
-    """What one branch has returned in `step`, for the branches that are predicted from it; empty if none can use it."""
+    """What the calls of one branch have returned in `step`, by turn, for the branches that are predicted from them: empty
+    if none can use it, None if two calls cannot be told apart. `calls`: of each branch in this step; `is_even`: all branches
+    of the step before were called equally often."""
 
     step: int
-    features: Features
+    features: dict[int, Features | None]
+    calls: Counter[str]
+    is_even: bool
 
 
 class Common:
     """What the branches of one run share for one agent: the log, and the decision of a policy that is `shared`."""
 
     __slots__ = (
-        *("_kept", "decider", "log", "measured", "offer", "review", "tracks", "warn"),
+        *("_kept", "decider", "is_pair", "log", "measured", "offer", "review", "tracks", "warn"),
         *("reason", "reuse", "settled", "since", "state", "step"),
     )
 
@@ -66,6 +76,7 @@ class Common:
         self.review = review  # says so if nothing, or everything, was reused in a branch
         self.measured: dict[str, Any] = {}  # of a recipe with a meter, see methods/base.py; survives `forget`
         self.offer: Offer | None = None  # of the branch that others are predicted from
+        self.is_pair: Callable[[Track, int], bool] = lambda track, size: True  # whether a batch holds both branches
         self.tracks: WeakSet[Track] = WeakSet()  # a track owns this, so that what it keeps dies with its scope
         self._kept: dict[str, int] = {}  # bytes, by branch, at the end of its last computed pass
         self.state: Any = None
@@ -91,6 +102,7 @@ class Lane:
     """One span in one branch of one run: its history, and what is in flight while the span is passed."""
 
     __slots__ = (
+        "added",
         "casts",
         "estimate",
         "gap",
@@ -113,6 +125,7 @@ class Lane:
         self.last = last
         self.history = history
         self.streams = streams
+        self.added = False  # a kept output is a difference from the call's input
         self.width = 0  # streams of the block's output
         self.rebuild: Callable[[Features], Any] = tuple  # from streams to the form of the block's output
         self.casts: tuple[torch.dtype | None, ...] = ()  # output dtypes, if they are not those of the reference
@@ -125,7 +138,7 @@ class Lane:
         self.gap = 0  # estimates handed out since the newest snapshot
         self.state: Any = None  # of a policy that decides per call
         self.signature: Signature | None = None  # of the call that the last decision was taken at
-        self.shape: torch.Size | None = None  # of the first tensor argument that the history belongs to
+        self.shape: tuple[int, ...] | None = None  # of the first tensor argument that the history belongs to
         if not self.estimate:  # a span that is being reused is reused to its end: its first call has returned X already
             self.new_pass()
 
@@ -145,7 +158,7 @@ class Track:
     __slots__ = (
         *("__weakref__", "began", "blind", "common", "cut", "failed", "functions", "index", "key", "level", "opened"),
         *("alias", "layout", "missed", "released", "step", "steps_count", "watch"),
-        *("branch", "distinct_lanes", "inside", "lanes", "loops", "policy", "ranges", "reused"),
+        *("branch", "distinct_lanes", "inside", "lanes", "loops", "named", "policy", "ranges", "reused", "turn"),
         *("anchor", "decided", "give_away", "keep", "reason", "reuse", "since", "state", "weights", "weights_for"),
     )
 
@@ -157,8 +170,10 @@ class Track:
         steps_count: int,
         common: Common,
         is_anchored: bool = True,
+        turn: int = 1,
     ):
-        self.branch = branch
+        self.branch = shown(branch, turn)
+        self.named, self.turn = branch, turn
         self.policy = policy
         self.common = common
         common.tracks.add(self)

@@ -61,6 +61,11 @@ def linears_run(*models: nn.Module) -> Iterator[Counter[str]]:
             hook.remove()
 
 
+def of_blocks(runs: Counter[str]) -> int:
+    """Runs of linear layers inside the blocks of a tiny pipeline."""
+    return sum(count for name, count in runs.items() if name.startswith(BLOCKS))
+
+
 def traces(pipe: Any) -> list[Any]:
     """What enabling could leave in a pipeline's models: attributes of their modules, keys of their state dicts."""
     modules = [module for model in denoisers(pipe).values() for module in model.modules()]

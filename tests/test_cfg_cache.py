@@ -311,7 +311,7 @@ def test_a_batch_of_both_branches(uncond_first, pairs, compounding):
 
 def test_a_batch_may_return_other_things_too():
     """A tensor that is no batch, a batch of whole numbers, and objects."""
-    agent = agent_of(20, layout="batch")
+    agent = agent_of(20, layout="batch", uncond_first=False)
     model = Batch(
         recording(20, (2, *SHAPE[1:]), constant=True),
         lambda value: {
@@ -332,13 +332,13 @@ def test_a_batch_may_return_other_things_too():
 
 
 def test_an_odd_batch_is_refused():
-    agent = agent_of(20, layout="batch")
+    agent = agent_of(20, layout="batch", uncond_first=False)
     with pytest.raises(ParametersInvalid, match=r"batch size is 3.*sequential"):
         batch_call(agent, Batch(recording(20, (3, *SHAPE[1:]))), 0)
 
 
 def test_a_model_that_returns_less_for_half_a_batch_is_refused():
-    agent = agent_of(20, layout="batch")
+    agent = agent_of(20, layout="batch", uncond_first=False)
     model = Batch(recording(20, (2, *SHAPE[1:])), lambda value: (value, value) if value.shape[0] == 2 else value)
 
     def run() -> None:
@@ -459,6 +459,22 @@ def test_a_tile_of_another_shape_in_the_same_step_is_computed():
     assert reused > 8
 
 
+@pytest.mark.parametrize("order", ["tile by tile", "branch by branch"])
+def test_tiles_of_one_shape_in_the_same_step_are_computed(order):
+    """One agent cannot tell them apart."""
+    agent, player, tiles = agent_of(24), player_of(24), [player_of(24).recordings, {}]
+    tiles[1] = {branch: 3 - values for branch, values in tiles[0].items()}
+    calls = [(branch, tile) for tile in tiles for branch in ("cond", "uncond")]
+    if order == "branch by branch":
+        calls.sort(key=lambda call: call[0])
+    with quiet(), agent.run():
+        for step in range(24):
+            for branch, tile in calls:
+                player.recordings = tile
+                with agent.branch(branch, step=step):
+                    assert torch.equal(agent.apply(player, torch.zeros(1), branch=branch, step=step), tile[branch][step])
+
+
 def test_nothing_is_held_after_a_run_that_ended_early():
     def alive() -> int:
         return sum(type(item) is Tensor and item.shape == (1, 1, 8, 11) for item in gc.get_objects())
@@ -527,7 +543,8 @@ class Attentive(nn.Module):
 def test_together_with_the_cache_of_attentions(layout):
     """Both parts of FasterCache at once, where nothing changes."""
     attention_agent = CacheAgent(CacheConfig("fastercache", 2, 50, options={"preset": "CogVideoX"}))
-    agent = agent_of(50, preset="CogVideoX", layout=layout, low_boost=(1, 0, 0), high_boost=(1, 0, 0))
+    order = {"uncond_first": False} if layout == "batch" else {}
+    agent = agent_of(50, preset="CogVideoX", layout=layout, low_boost=(1, 0, 0), high_boost=(1, 0, 0), **order)
     model, bare, latents = Attentive(attention_agent), Attentive(), recording(1, (1, 1, 8, 10))[0]
     prompts = torch.tensor([0.3, -0.8], dtype=torch.float64).view(2, 1, 1, 1)
     with quiet(), agent.run():
@@ -593,6 +610,7 @@ def test_branches_of_different_form_are_refused(forms, said):
     [
         ({"layout": "both"}, "layout='both'"),
         ({"uncond_first": True}, "uncond_first has no effect"),
+        ({"layout": "batch"}, "needs uncond_first"),
         ({"uncond_first": 1, "layout": "batch"}, "uncond_first=1"),
         ({"skip_from": 5, "refresh_from": 6}, "skip_from=5 is before refresh_from=6"),
         ({"interval": 1}, "interval=1"),

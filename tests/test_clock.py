@@ -126,6 +126,73 @@ def test_two_asyncio_tasks_with_a_run_each_never_mix():
     assert asyncio.run(both()) == [expected(0.0), expected(0.5)]
 
 
+async def generated(agent, blocks, offset, wait=0, steps=STEPS):
+    """A generation whose task gives way to others after each step."""
+    rows = []
+    for _ in range(wait):
+        await asyncio.sleep(0)
+    for step in range(steps):
+        rows.append(block_step(agent, blocks, step, offset + step))
+        await asyncio.sleep(0)
+    return rows
+
+
+@pytest.mark.parametrize("warm", [0, 4, STEPS])
+@pytest.mark.parametrize("wait", [0, 3])
+def test_asyncio_tasks_never_mix_whatever_their_parent_has_done(warm, wait):
+    agent, blocks = block_agent(), adds()
+
+    async def server():
+        block_rows(agent, blocks, warm)
+        return await asyncio.gather(*[generated(agent, blocks, 0.5 * i, wait * i) for i in range(3)])
+
+    block_rows(agent, blocks, warm)  # their contexts are copies of this one
+    for _ in range(2):
+        assert asyncio.run(server()) == [expected(0.0), expected(0.5), expected(1.0)]
+
+
+def test_tasks_and_threads_inside_a_run_are_one_generation():
+    agent, blocks = block_agent(), adds()
+
+    async def step_by_step(send):
+        with agent.run():
+            return [await send(block_step, agent, blocks, step, step) for step in range(STEPS)]
+
+    async def in_a_task(function, *args):
+        async def call():
+            return function(*args)
+
+        return await asyncio.create_task(call())
+
+    for send in (in_a_task, asyncio.to_thread):
+        assert asyncio.run(step_by_step(send)) == expected()
+
+
+def test_tasks_for_single_steps_compute():
+    """Each counts by itself: nothing tells them from generations."""
+    agent, blocks = block_agent(), adds()
+
+    async def generate():
+        block_rows(agent, blocks, STEPS)
+        return [(await asyncio.create_task(generated(agent, blocks, step, steps=1)))[0] for step in range(STEPS)]
+
+    assert asyncio.run(generate()) == [block_rows(None, blocks, 1, float(step))[0] for step in range(STEPS)]
+
+
+def test_what_a_finished_task_kept_is_released(monkeypatch):
+    kept = remember_kept(monkeypatch)
+    agent = block_agent()
+
+    async def server():
+        await asyncio.create_task(generated(agent, adds(), 0.0, steps=3))
+        await asyncio.sleep(0)  # the loop lets go of it
+        gc.collect()
+        return [ref for ref in kept if ref() is not None]
+
+    assert not asyncio.run(server())
+    assert kept
+
+
 def test_interleaved_named_requests_never_mix():
     agent, blocks = block_agent(), adds()
     rows = {name: [] for name in "abc"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from hooked import EVERY_OTHER, SCHEDULED, Stepper, marks, only
@@ -79,6 +81,29 @@ def test_the_user_tells_what_the_device_does_not(on_device, given):
                         assert source in (step, step - step % 2)
             assert marks(only(handle))["cond"] == "#.#.#."
             assert marks(only(handle))["uncond"].startswith("#.__#")
+
+
+@pytest.mark.parametrize("ended", ["reset", "run"])
+def test_counted_steps_are_said_in_the_report(on_device, ended):
+    """Nothing shows that a generation was broken off: its user says so, before the next one or by a run for each."""
+    model = Stepper()
+    with enable_cache(model, EVERY_OTHER, num_inference_steps=8) as handle:
+        for generation, steps in enumerate((3, 8, 1, 8)):
+            with mindie_cache.run() if ended == "run" else contextlib.nullcontext():
+                found = play(model, steps, generation=generation)
+            assert None not in found
+            assert found == [step - step % 2 for step in range(steps) for _ in "12"]
+            assert ("handle.reset()" in only(handle).note) is (ended == "reset")
+            if ended == "reset":
+                handle.reset()
+
+
+def test_steps_that_are_known_are_not_said_to_be_counted():
+    model = Stepper()
+    with enable_cache(model, EVERY_OTHER, num_inference_steps=4) as handle:
+        for step in range(4):
+            model(torch.zeros(1, 2), torch.tensor([3.0 - step]), COND)
+        assert only(handle).note == ""
 
 
 class Reads(TorchDispatchMode):

@@ -119,6 +119,31 @@ def test_generations_in_copied_contexts_are_apart(monkeypatch):
         assert play(model, 100.0) == wanted
 
 
+@pytest.mark.parametrize("late", [0, 3])
+def test_generations_in_asyncio_tasks_are_apart(monkeypatch, late):
+    """Also if the model was called before they were started, so that their contexts are copies of one."""
+    monkeypatch.setattr(sight, "_conditions", lambda values: {})  # as of one prompt in both
+    model, wanted = Stepper(), [0, 0, 2, 2, 4, 4, 6, 6]
+
+    async def task(latent, wait):
+        for _ in range(wait):
+            await asyncio.sleep(0)
+        found = []
+        for step in range(8):
+            out = model(torch.full((1, 2), latent), torch.tensor([7.0 - step]), torch.full((1, 3), latent))
+            found.append(7 - float(out[0, 0] - latent) / 6 + latent)
+            await asyncio.sleep(0)
+        return found
+
+    async def server():
+        return await asyncio.gather(task(100.0, 0), task(300.0, late))
+
+    with enable_cache(model, EVERY_OTHER, num_inference_steps=8):
+        assert play(model, 100.0) == wanted
+        assert asyncio.run(server()) == [wanted, wanted]
+        assert play(model, 100.0) == wanted
+
+
 def test_steps_that_are_sent_to_threads_one_by_one():
     """In a run they belong together; without one each begins a generation, which is said."""
     model = Stepper()

@@ -153,6 +153,53 @@ def test_other_levels_in_a_later_generation_are_said(plans):
     assert [len(words) for words in said(pipe, plans("flux"), [usual, other, other])] == [0, 0, 1, 0]
 
 
+SWAPPED = {
+    "another class": lambda config: diffusers.FlowMatchLCMScheduler.from_config(config),
+    "the same class, with noise": lambda config: diffusers.FlowMatchEulerDiscreteScheduler.from_config(
+        config, stochastic_sampling=True
+    ),
+}
+
+
+@pytest.mark.parametrize("swap", SWAPPED.values(), ids=SWAPPED.keys())
+@pytest.mark.parametrize("given", ["file", "numbers"])
+def test_a_scheduler_that_is_swapped_afterwards_is_said_once(plans, swap, given):
+    pipe, found = TINY["flux"].build(), Plan.load(plans("flux"))
+    options = {"compute_steps": found.chosen.steps, "sigmas": found.sigmas, "gain": 1.0}
+    if given == "file":
+        options = {"plan": str(plans("flux")), "gain": 1.0}
+    fitting = pipe.scheduler
+
+    def run():
+        torch.manual_seed(0)  # of the schedulers' noise
+        return latents("flux", pipe, steps=STEPS)
+
+    def swapped():
+        pipe.scheduler = swap(fitting.config)
+        run()
+
+    asked = {"method": "plan", "options": options}
+    enabled, first, second, third = said(pipe, asked, [run, swapped, run])
+    assert not enabled + first + third
+    assert ["another scheduler now" in words and "Enable the cache again" in words for words in second] == [True]
+    assert not [words for after in said(pipe, asked, [run])[1:] for words in after]  # it was fitted, without correction
+    pipe.scheduler = fitting
+    with enable_cache(pipe, {**asked, "options": {**options, "strict": True}}):
+        run()
+        with pytest.raises(ConfigError, match="another scheduler now"):
+            swapped()
+
+
+def test_another_object_of_the_same_scheduler_is_no_other_scheduler(plans):
+    pipe = TINY["flux"].build()
+
+    def replaced():
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+        latents("flux", pipe, steps=STEPS)
+
+    assert said(pipe, plans("flux"), [replaced, replaced]) == [[], [], []]
+
+
 def test_the_checksum_is_of_class_and_configuration():
     one, again = TINY["flux"].build().transformer, TINY["flux"].build().transformer
     with torch.no_grad():

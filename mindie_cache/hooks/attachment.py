@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -15,18 +16,22 @@ import torch
 from torch import nn
 
 from mindie_cache.calibration import Calibration
+from mindie_cache.engine import Engine
 from mindie_cache.errors import ParametersInvalid, WarnOnce
 from mindie_cache.hooks.calls import BlockPatch, EdgePatch, Forward, PartPatch, under_way
 from mindie_cache.hooks.compiling import stay_eager
 from mindie_cache.hooks.engines import Engines
-from mindie_cache.hooks.families import OWN_CACHE, RISING, fills_own_cache
-from mindie_cache.hooks.generation import FIRST
+from mindie_cache.hooks.families import OWN_CACHE, RISING, fills_own_cache, known_as
+from mindie_cache.hooks.generation import FIRST, Generation
 from mindie_cache.hooks.generations import UNCLEAR, Generations
+from mindie_cache.hooks.latents import latents_first
 from mindie_cache.hooks.lists import ListPatch, list_patches
 from mindie_cache.hooks.patches import CALL, FORWARD, CallPatch, ContextPatch, ModelPatch, Patch
+from mindie_cache.hooks.proof import NO_CHAIN, allowed, difference
 from mindie_cache.hooks.regions import BLOCKS, PARTS, ROOT, Scope
 from mindie_cache.hooks.sight import BOTH
 from mindie_cache.hooks.wish import Wish
+from mindie_cache.lanes import Track
 from mindie_cache.methods.base import Recipe
 from mindie_cache.report import Report, StepRecord
 from mindie_cache.sites import Site
@@ -37,7 +42,7 @@ TRAINING = (
 )
 
 REPEATS = (
-    "The model runs its blocks several times in a forward, so that one estimate cannot stand for all of them: everything is "
+    "The model runs its blocks several times in a forward, so that one estimate cannot stand for all of them. Everything is "
     "computed. Use a method for whole forwards, e.g. easycache."
 )
 
@@ -75,9 +80,10 @@ class Attachment:
     def _start(self) -> None:
         self._warn = WarnOnce()
         self._engines = Engines(self.wish, self.scope, self._group, self._warn)
-        rises = type(self.model).__name__ in RISING
+        rises = bool(known_as(type(self.model), RISING))
         self.generations = Generations(self.wish, self.steps_count, self._engines, self._warn, rises)
-        self._repeats = False
+        self._unfit = ""  # why nothing can be reused in this model
+        self._proved = self.scope.kind != BLOCKS  # elsewhere a region is one call
 
     @cached_property
     def _everywhere(self) -> Watch:
@@ -148,27 +154,53 @@ class Attachment:
         values = {**dict(zip(self._parameters, args, strict=False)), **kwargs} if args else kwargs
         is_compiled = stay_eager() or (self.scope.kind == PARTS and self._is_inside_compiled())  # first: nothing below is
         place = FORWARD if is_compiled else CALL
-        is_no_step = self._repeats or (self._has_own_cache and fills_own_cache(values))
+        is_no_step = bool(self._unfit) or (self._has_own_cache and fills_own_cache(values))
         generation, track = (None, None) if is_no_step else self.generations.enter(values)
         self._settle(place, self._at_edges if track is not None and track.step else self._everywhere)
         if generation is None or track is None:
             return original(*args, **kwargs)
         if self.scope.kind == PARTS:
             generation.review_form(track, values)
-        now = Forward(self, track, generation.engine)
-        token = under_way.set(now)
         try:
-            whole = self.scope.kind == ROOT
-            result = now.call(track, 0, original, args, kwargs) if whole else original(*args, **kwargs)
+            result = self._passed(track, generation.engine, original, args, kwargs)
+            if not self._proved:
+                self._prove(track, generation, original, args, kwargs, result)
         except BaseException:
             generation.forget()
             raise
-        finally:
-            under_way.reset(token)
         if self.scope.kind == BLOCKS:
             track.reused = sum([lane.last - lane.start + 1 for lane in track.distinct_lanes if lane.reuse])
         generation.close(track)
         return result
+
+    def _passed(self, track: Track, engine: Engine, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        now = Forward(self, track, engine)
+        token = under_way.set(now)
+        try:
+            if self.scope.kind == ROOT:
+                return now.call(track, 0, *latents_first(original, self._parameters, args, kwargs))
+            return original(*args, **kwargs)
+        finally:
+            under_way.reset(token)
+
+    def _prove(
+        self, track: Track, generation: Generation, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any], wanted: Any
+    ) -> None:
+        """Once, as soon as something was kept: see proof.py."""
+        engine = generation.engine
+        if not engine.can_rehearse(track):
+            return
+        with torch.no_grad(), engine.rehearsal(track):
+            found = self._passed(track, engine, original, args, kwargs)
+        off = difference(found, wanted, engine.ranks)
+        self._proved = not math.isnan(off)
+        if off > allowed(track, self.config.placement) and not self._unfit:
+            self._refuse("no chain", NO_CHAIN.format(off))
+            generation.forget()
+
+    def _refuse(self, key: str, why: str) -> None:
+        self._unfit = why
+        self._warn(key, why)
 
     def _settle(self, place: str, watched: Watch) -> None:
         """Put the patches where they are seen; any module may have been compiled, or copied, since the last forward."""
@@ -184,8 +216,7 @@ class Attachment:
 
     def repeated(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A region comes a second time in one forward, with other inputs: from now on everything is computed."""
-        self._repeats = True
-        self._warn("repeats", REPEATS)
+        self._refuse("repeats", REPEATS)
         return original(*args, **kwargs)
 
     # ------------------------------------------------------------------------------------------------ what was done
@@ -195,7 +226,7 @@ class Attachment:
         if generation is None:
             unused = TRAINING if self._warn.given("training") else "not called yet"
             return Report(self.config.method, unit, note=self._engines.off(self.config.steps_count) or unused)
-        note = UNCLEAR if generation.unclear else self._engines.off(generation.steps_count)
+        note = UNCLEAR if generation.unclear else self._unfit or self._engines.off(generation.steps_count) or generation.note
         report = generation.common.log.report(self.config.method, unit, generation.common.nbytes)
         return replace(report, steps=self._named(report.steps), note=note)
 
@@ -248,7 +279,7 @@ def watch(patches: Sequence[CallPatch]) -> Watch:
     return [patch.attributes for patch in patches], [patch.entry for patch in patches]
 
 
-_OF_THIS_PROCESS = {"_at_edges", "_everywhere", "_engines", "_repeats", "_warn", "generations"}
+_OF_THIS_PROCESS = {"_at_edges", "_everywhere", "_engines", "_proved", "_unfit", "_warn", "generations"}
 
 
 def _parameters(model: nn.Module) -> tuple[str, ...]:

@@ -110,7 +110,7 @@ class EdgePatch(BlockPatch):
         if now is None or now.owner is not self.owner:
             return self.original(*args, **kwargs)
         lane = now.lanes[self.index]
-        if lane is not None and lane.start == self.index:
+        if lane is not None and self.index in (lane.start, lane.last):
             if now.seen[self.index]:
                 lane.new_pass()
                 return now.owner.repeated(self.original, args, kwargs)

@@ -53,10 +53,10 @@ def block_lists(model: nn.Module) -> list[BlockList]:
 
 def _is_block(module: nn.Module) -> bool:
     module = unwrapped(module)
-    if _ATTENTION.search(type(module).__name__):  # added between blocks, not one of them
+    attends = any(_ATTENTION.search(type(inner).__name__) for inner in module.modules() if inner is not module)
+    if _ATTENTION.search(type(module).__name__) and not attends:  # added between blocks, not one of them
         return False
     matrices = [parameter for parameter in module.parameters() if parameter.dim() >= 2]
-    attends = any(_ATTENTION.search(type(inner).__name__) for inner in module.modules())
     return (attends or len(matrices) >= _MATRICES) and type(module).forward is not nn.Module.forward
 
 
@@ -66,9 +66,9 @@ def main_lists(model: nn.Module, names: tuple[str, ...] | None = None) -> list[B
     Raises:
         ConfigError: there is none; the message says what was looked for and what there is.
     """
-    lists = block_lists(model)
     if names is not None:
-        return [_named(model, name) for name in names]
+        return _each_once([_named(model, name) for name in names])
+    lists = block_lists(model)
     main = [entry for entry in lists if not any(part in entry.name for part in AUXILIARY)]
     longest = max([len(entry.blocks) for entry in main], default=0)
     main = [entry for entry in main if len(entry.blocks) >= LEAST_SHARE * longest and "." not in entry.name] or main
@@ -79,7 +79,25 @@ def main_lists(model: nn.Module, names: tuple[str, ...] | None = None) -> list[B
             f"an attention or at least {_MATRICES} weight matrices each, and a forward; found: {shown}. Lists of any "
             f'modules: {_all_lists(model)}. Name the right one: enable_cache(model, config, blocks="transformer_blocks").'
         )
-    return main
+    return _each_once(main)
+
+
+def _each_once(lists: list[BlockList]) -> list[BlockList]:
+    """Without lists of blocks that other lists have."""
+    met: set[nn.Module] = set()
+    kept = []
+    for entry in lists:
+        blocks = {*entry.blocks}
+        if blocks <= met:
+            continue
+        if blocks & met or len(blocks) < len(entry.blocks):
+            raise ConfigError(
+                f"Some blocks of the list {entry} stand twice in the model, so that one call of theirs cannot be told from "
+                "the other. Use a method for whole forwards, e.g. easycache."
+            )
+        met |= blocks
+        kept.append(entry)
+    return kept
 
 
 def _named(model: nn.Module, name: str) -> BlockList:
@@ -110,6 +128,7 @@ def feed_forwards(lists: list[BlockList]) -> list[Part]:
 
 
 def _parts(lists: list[BlockList], pattern: re.Pattern[str]) -> Iterator[Part]:
+    met: set[nn.Module] = set()  # one module may serve several blocks
     for entry in lists:
         for index, block in enumerate(entry.blocks):
             taken: list[str] = []
@@ -117,6 +136,9 @@ def _parts(lists: list[BlockList], pattern: re.Pattern[str]) -> Iterator[Part]:
                 inside = any(name.startswith(other + ".") for other in taken)
                 if name and not inside and pattern.search(type(module).__name__):
                     taken.append(name)
+                    if module in met:
+                        continue
+                    met.add(module)
                     yield Part(f"{entry.name}.{index}.{name}", module, _kind(entry.name, name, block, module))
 
 

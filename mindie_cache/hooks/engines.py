@@ -54,7 +54,9 @@ class Engines:
         for note in engine.recipe.notes:
             self._warn(note, note)
         if pipe is not None:
-            self._fit = self._fit or PlanFit(config)
+            self._fit = self._fit or PlanFit(config, self._wish.scheduler)
+            if words := self._fit.swapped(pipe.scheduler):
+                self._warn("scheduler", words)
             if words := self._fit.at(pipe):
                 self._warn("plan", words)
         if off:

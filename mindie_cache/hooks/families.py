@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 # Parts of the names of block lists that prepare a stream or a control signal; they are computed in every step.
@@ -41,11 +41,20 @@ STREAMS: dict[str, tuple[str, ...]] = {
 }
 
 
-OWN_CACHE = ("kv_cache_mode", "kv_cache_flag")
+def known_as(kind: type, table: Container[str]) -> str:
+    """The name in a table of a class, or of the one that its `forward` is from: sharding makes classes of its own."""
+    forward = getattr(kind, "forward", None)
+    bases = [base for base in kind.__mro__ if getattr(base, "forward", None) is forward]
+    return next((base.__name__ for base in bases if base.__name__ in table), "")
+
+
+OWN_CACHE = ("kv_cache_mode", "kv_cache_flag", "kv_caches")
 
 
 def fills_own_cache(values: Mapping[str, Any]) -> bool:
     """Whether a pass only fills a key-value cache of the model's own: it is computed, and is no step."""
     flags = values.get("kv_cache_flag")
     is_cache_step = isinstance(flags, Mapping) and bool(flags.get("is_cache_step"))
-    return is_cache_step or values.get("kv_cache_mode") == "extract"
+    layers = getattr(values.get("kv_caches"), "caches", None)  # each of them knows the mode
+    is_written = isinstance(layers, list) and bool(layers) and getattr(layers[0], "mode", None) == "write"
+    return is_cache_step or is_written or values.get("kv_cache_mode") == "extract"

@@ -9,13 +9,33 @@ import torch
 
 from mindie_cache.engine import Engine
 from mindie_cache.errors import WarnOnce
-from mindie_cache.hooks.sight import Sight, same_condition
-from mindie_cache.lanes import Signature, Track, signature
+from mindie_cache.hooks.sight import Sight, same_condition, writes
+from mindie_cache.lanes import Signature, Track, shown, signature
 from mindie_cache.sessions import Review, Session
 
 FIRST = "first"
-_ORDINALS = (FIRST, "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+ORDINALS = (FIRST, "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 _MOST_UNREAD = 4  # branches whose embeddings are on a device: no guidance has more
+_MOST_CALLS = 64  # of one branch in one step: more are no tiles
+
+SEVERAL = (
+    "{} calls in each step have the same conditioning (branch {!r}), so that only their order tells which is which, and "
+    "guidance may leave the first ones out. Only the last one is reused, the others are computed. Name the branch of each "
+    'call: `with mindie_cache.branch("cond"):`.'
+)
+
+ENDLESS = (
+    "Branch {!r} has more than {} calls in one step, as if the timestep stood still. Further ones are computed. If each "
+    "call is a step, say so: `with mindie_cache.branch(step=i):`."
+)
+
+COUNTED = (
+    "Steps are counted by branch, because no timestep can be read: after a generation that is broken off, call "
+    "handle.reset(), or put each generation into `with mindie_cache.run():`."
+)
+
+_ONLY = range(1, 2)  # of the calls of a branch in one step: the first
+_NONE = range(0)
 
 
 class Generation(Session):
@@ -34,47 +54,52 @@ class Generation(Session):
         self.step = -1
         self.unclear = False  # branches cannot be told apart
         self.origin = sight.begin
+        self.timesteps = sight.timesteps  # the scheduler's, to be known by identity
+        self.is_open = True  # nobody says where it ends
+        self._is_shown = sight.told and bool(sight.driven)  # the pipeline tells its steps: a call without one is not its own
+        self._is_counted = False  # only the order of calls tells some steps
         self._last = sight
         self._deaf = False  # the scheduler's index does not move: another one drives this model
-        self._conditions: dict[str, Mapping[str, torch.Tensor]] = {}
+        self._conditions: dict[str, tuple[Mapping[str, torch.Tensor], list[int]]] = {}
         self._forms: dict[str, Signature] = {}  # of the last forward, by branch
         self._calls: dict[str, int] = {}  # of each branch in this step
-        self._calls_before: dict[str, int] = {}  # in the last step
-        self._uneven: set[str] = set()  # branches called more than once in the last step, and not as often before
-
-    @property
-    def timesteps(self) -> Any:
-        """The scheduler's, to be known by identity."""
-        return self._last.timesteps
+        self._calls_before: dict[str, int] = {}  # in the last step that had the branch
+        self._usual: dict[str, int] = {}  # where several calls of a branch have come two steps in a row: how many
+        self._certain: dict[str, range] = {}  # which calls of a branch in this step are known to be the same as before
 
     def branch_of(self, sight: Sight) -> str | None:
         """The branch of a forward: its name, or that of its conditioning; None if it cannot be known."""
         if sight.branch is not None:
-            return sight.branch
+            return f"{sight.branch} aside" if self._is_shown and not sight.told else sight.branch
         unread = False
-        for branch, kept in self._conditions.items():
+        for branch, (kept, written) in self._conditions.items():
             same = same_condition(kept, sight.conditions)
+            if same and written != writes(kept):  # what is kept is not what it was
+                same = None
             unread = unread or same is None
             if same:
                 return branch
         count = len(self._conditions)  # another branch: it begins with nothing, so this is never wrong
-        if count == (_MOST_UNREAD if unread else len(_ORDINALS)):  # embeddings that change in every step
+        if count == (_MOST_UNREAD if unread else len(ORDINALS)):  # embeddings that change in every step
             self.unclear = True
             self.forget()
             return None
-        self._conditions[_ORDINALS[count]] = sight.conditions
-        return _ORDINALS[count]
+        self._conditions[ORDINALS[count]] = sight.conditions, writes(sight.conditions)
+        return ORDINALS[count]
 
     def ended(self, sight: Sight, branch: str | None) -> bool:
         """Whether this forward belongs to a later generation."""
         last, is_done = self._last, self.step + 1 >= self.steps_count
         if self.steps.step >= self.steps_count:
             return True  # released
-        if last.timesteps is not None and sight.timesteps is not None and last.timesteps is not sight.timesteps:
+        if sight.timesteps is not None:
+            if sight.timesteps is not self.timesteps:
+                return True  # also if this one is not of the pipeline, which has gone on or begins now
+        elif self.steps_count == 1 and branch in self._calls:
             return True
-        if sight.position is not None and self._told_by(sight.position, sight.timestep):
-            assert last.position is not None
-            return sight.position < last.position or sight.position - self.origin >= self.steps_count
+        if (position := self._told_by(sight)) is not None:
+            since = self.step if last.position is None else last.position - self.origin
+            return not since <= position < self.steps_count
         if sight.timestep is not None and last.timestep is not None:
             return sight.timestep > last.timestep or (sight.timestep < last.timestep and is_done)
         return is_done and (self._comes_again(branch) or (bool(self._calls) and branch not in self.tracks))
@@ -88,6 +113,11 @@ class Generation(Session):
     def is_over(self, sight: Sight) -> bool:
         """Whether it came to its end, and no pipeline has set the scheduler for another one since."""
         return self.step + 1 >= self.steps_count and sight.timesteps is not None and self.timesteps is sight.timesteps
+
+    @property
+    def note(self) -> str:
+        """What its user should know."""
+        return COUNTED if self._is_counted and self.is_open and self.timesteps is None else ""
 
     @property
     def is_torn(self) -> bool:
@@ -106,27 +136,36 @@ class Generation(Session):
         order = list(self.tracks)
         return any([order.index(other) > order.index(branch) for other in self._calls])
 
-    def _told_by(self, position: int, timestep: float | None) -> bool:
-        """Whether the scheduler's index tells the step; not if the timestep moves while it stands still."""
-        if (last := self._last).position is None:
-            return False
-        if position == last.position and last.timestep is not None and timestep != last.timestep:
-            self._deaf = True
-        return not self._deaf
+    def _told_by(self, sight: Sight) -> int | None:
+        """The step, if somebody says it: the caller, or the scheduler's index, unless the timestep moves while that one
+        stands still."""
+        position, last = sight.position, self._last
+        if position is None or (last.position is None and not sight.told):
+            return None
+        if not sight.told:
+            if position == last.position and last.timestep is not None and sight.timestep != last.timestep:
+                self._deaf = True
+            if self._deaf:
+                return None
+        return position - self.origin
 
-    def enter(self, sight: Sight, branch: str) -> Track:
-        """The track of this forward, at its step."""
+    def enter(self, sight: Sight, branch: str) -> Track | None:
+        """The track of this forward, at its step; none for calls without end in one step."""
         step = self._step_of(sight, branch)
         if step != self.step:
             self._next_step(step)
-        count = self._calls.get(branch, 0)
-        self._calls[branch] = count + 1
+        turn = self._calls[branch] = self._calls.get(branch, 0) + 1
         self._last = sight
-        name = branch if not count else f"{branch} #{count + 1}"
+        if turn > _MOST_CALLS:
+            self.common.warn("endless", ENDLESS.format(branch, _MOST_CALLS))
+            return None
+        name = shown(branch, turn)
         track = self.tracks.get(name)
         if track is None:
-            track = self.tracks[name] = self.engine.new_track(name, self.common)
-        elif branch in self._uneven and track.step != step:
+            track = self.tracks[name] = self.engine.new_track(branch, self.common, turn)
+        elif track.step != step and turn not in self._certain.get(branch, _ONLY):
+            if branch in self._usual and track.nbytes:
+                self.common.warn("several", SEVERAL.format(self._usual[branch], branch))
             track.forget()
         if step != track.step:
             track.step = step
@@ -138,16 +177,29 @@ class Generation(Session):
     def _step_of(self, sight: Sight, branch: str) -> int:
         if self.step < 0:
             return 0 if sight.position is None else sight.position - self.origin
-        if sight.position is not None and self._told_by(sight.position, sight.timestep):
-            return sight.position - self.origin
+        if (told := self._told_by(sight)) is not None:
+            return told
         if sight.timestep is not None and self._last.timestep is not None:
             return self.step + (sight.timestep != self._last.timestep)
+        self._is_counted = True
         return self.step + self._comes_again(branch)
 
     def _next_step(self, step: int) -> None:
-        before = self._calls_before
-        self._uneven = {branch for branch, count in self._calls.items() if count > 1 and before.get(branch) != count}
-        self._calls_before, self._calls, self.step = self._calls, {}, step
+        for branch, count in self._calls.items():
+            before = self._calls_before.get(branch, 1)
+            self._certain[branch] = self._known(branch, count) if count == before else _NONE
+        self._calls_before.update(self._calls)
+        self._calls, self.step = {}, step
+
+    def _known(self, branch: str, count: int) -> range:
+        """Of as many calls as in two steps in a row, those that cannot be mixed up if there are fewer of them now. Where
+        guidance has a name they are tiles, which come together; else guidance may leave out any but the last one."""
+        if branch not in self._conditions:
+            return range(1, count + 1)
+        if count > 1:
+            self._usual[branch] = max(count, self._usual.get(branch, 1))
+        usual = self._usual.get(branch, 1)
+        return range(usual, usual + 1)
 
     def review_form(self, track: Track, values: Mapping[str, Any]) -> None:
         """Forget what does not fit the model's arguments any more, where no single call sees all of them."""

@@ -11,6 +11,7 @@ from mindie_cache.clock import current_scope
 from mindie_cache.errors import ParametersInvalid, WarnOnce
 from mindie_cache.hooks.engines import Engines
 from mindie_cache.hooks.generation import Generation
+from mindie_cache.hooks.pairs import Pairs
 from mindie_cache.hooks.sight import Sight, look
 from mindie_cache.hooks.wish import Wish
 from mindie_cache.lanes import Track
@@ -18,9 +19,9 @@ from mindie_cache.notices import review
 from mindie_cache.steps import Run
 
 UNCLEAR = (
-    "The calls of the model cannot be told apart: its conditioning comes as new tensors in every step, and no cache_context "
-    'names the branch. They are computed. Put each call into `with mindie_cache.branch("cond"):` and `branch("uncond")`, or '
-    "into the model's own cache_context."
+    "The calls of the model cannot be told apart: its conditioning comes in new tensors, or in a buffer that is filled "
+    "anew, in every step, and no cache_context names the branch. They are computed. Put each call into a branch of its own, "
+    '`with mindie_cache.branch("cond"):` and `branch("uncond")`, or into the model\'s own cache_context.'
 )
 
 LONG = (
@@ -36,8 +37,8 @@ FOREIGN = (
 
 TORN = (
     "Every forward looks like the beginning of a generation, so that nothing is reused: the steps of one generation run in "
-    "contexts of their own, e.g. each in asyncio.to_thread. Put the generation into `with mindie_cache.run():`, or run all "
-    "of it in one thread."
+    "contexts of their own, e.g. each in asyncio.to_thread or in a task. Put the generation into "
+    "`with mindie_cache.run():`, or run all of it in one thread and task."
 )
 
 _MOST_TORN = 12  # generations of one step in a row; several that begin at the same time look like that too
@@ -123,6 +124,8 @@ class Generations:
         self._engines.tell(steps, self.pipe() if is_first and self.pipe is not None else None)
         notice = partial(review, self._engines.config(steps), self._warn)
         generation = Generation(engine, sight, self._warn, notice, bool(self._engines.off(steps)))
+        generation.is_open = not run.explicit
+        generation.common.is_pair = Pairs(self.pipe, is_set)
         for other in self.siblings:
             other.share(generation, sight)
         self._by_run[run] = self.latest = generation

@@ -186,8 +186,11 @@ def _models(pipe_or_model: Any) -> dict[str, nn.Module]:
     if isinstance(pipe_or_model, nn.Module):
         inner = unwrapped(pipe_or_model)
         return {type(inner).__name__: inner}
-    found = {name: getattr(pipe_or_model, name, None) for name in _DENOISERS}
-    models = {n: unwrapped(m) for n, m in found.items() if isinstance(m, nn.Module)}
+    models: dict[str, nn.Module] = {}
+    for name in _DENOISERS:
+        model = getattr(pipe_or_model, name, None)
+        if isinstance(model, nn.Module) and unwrapped(model) not in models.values():
+            models[name] = unwrapped(model)
     if not models:
         raise ConfigError(
             f"{type(pipe_or_model).__name__} has no transformer: looked for {', '.join(_DENOISERS)}. Pass the model itself: "

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from mindie_cache.hooks.families import known_as
+
 # Class of the transformer, numbers of its configuration, and under which names presets for it are filed.
 _KNOWN: tuple[tuple[str, Mapping[str, Any], tuple[str, ...]], ...] = (
     ("FluxTransformer2DModel", {"num_layers": 19, "num_single_layers": 38, "guidance_embeds": True}, ("FLUX.1-dev",)),
@@ -35,6 +37,6 @@ def model_names(model: nn.Module, pipe: Any = None) -> tuple[str, ...]:
         "edit": "plus" if "EditPlus" in kind else "plain" if "Edit" in kind else None,
     }
     for name, numbers, names in _KNOWN:
-        if type(model).__name__ == name and all(seen.get(key) == value for key, value in numbers.items()):
+        if known_as(type(model), (name,)) and all(seen.get(key) == value for key, value in numbers.items()):
             return names
     return ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import chain, groupby
 from types import MethodType
 from typing import Any, NamedTuple
@@ -38,11 +38,15 @@ class Skipped:
     """Stands for an inner block of a region that is reused: returns what it is given. Whoever asks it sees the block."""
 
     __slots__ = ("_block", "_lane", "_patch")
+    _block: Any
+    _lane: Lane
+    _patch: BlockPatch
 
     def __init__(self, patch: BlockPatch, lane: Lane):
-        self._lane = lane
-        self._patch = patch
-        self._block = patch.module
+        keep = partial(object.__setattr__, self)
+        keep("_lane", lane)
+        keep("_patch", patch)
+        keep("_block", patch.module)
 
     @runs_eagerly
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -52,6 +56,12 @@ class Skipped:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._block, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._block, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._block, name)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # for isinstance

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from mindie_cache.methods.planned import PlanOptions
 
 SAME = 0.02  # of all noise: the difference of levels up to which two runs have the same ones
 AGAIN = "Plan again with these settings."
+REFIT = "Enable the cache again, which fits the plan to it."
 
 
 class PlanFit:
@@ -22,14 +24,19 @@ class PlanFit:
 
     Args:
         config: whose options may name a plan file, or tell what their numbers were made on; otherwise everything fits.
+        scheduler: class of the one that it was fitted to, if there was one.
     """
 
-    def __init__(self, config: CacheConfig):
+    def __init__(self, config: CacheConfig, scheduler: str | None = None):
         self._options = config.options
+        self._scheduler = scheduler
+        self._tried: Any = lambda: None  # the scheduler that was looked at last
+        self._corrects = False
         self._seen: Any = None  # the grid that was looked at last
         self._plan: Any = None
         if not isinstance(self._options, PlanOptions):
             return
+        self._corrects = bool(self._options.resolved(config)[0].gain)
         from mindie_cache.calibration.planning.plan import Plan  # reads a file
 
         if self._options.plan is not None:
@@ -50,6 +57,22 @@ class PlanFit:
         if self._plan is None:
             return ""
         return self._said([*self._levels(pipe.scheduler), *self._guidance(pipe)])
+
+    def swapped(self, scheduler: Any) -> str:
+        """What is wrong with a scheduler that is there in the place of the one that the plan was fitted to."""
+        if self._scheduler is None or self._tried() is scheduler:
+            return ""
+        self._tried = ref(scheduler)
+        from mindie_cache.calibration.planning.samplers import reason_against
+
+        name = type(scheduler).__name__
+        why = reason_against(scheduler) if self._corrects else ""
+        if not why and name == self._scheduler:
+            return ""
+        words = f"The plan was fitted to {self._scheduler}; the pipeline has another scheduler now: {why or name}. {REFIT}"
+        if self._options.strict:
+            raise ConfigError(f"{words} Or leave strict out.")
+        return words
 
     def _said(self, found: list[str]) -> str:
         if not found:

@@ -14,7 +14,7 @@ from mindie_cache.config import CacheConfig
 from mindie_cache.errors import ConfigError
 from mindie_cache.history import Features
 from mindie_cache.hooks.discover import KINDS, BlockList, Part, attentions, feed_forwards, main_lists
-from mindie_cache.hooks.families import INTERLEAVED, RESTARTS, TIME_EMBEDDINGS
+from mindie_cache.hooks.families import INTERLEAVED, RESTARTS, TIME_EMBEDDINGS, known_as
 from mindie_cache.hooks.signatures import Form, ModuleStreams, form_of
 from mindie_cache.hooks.wish import Wish
 from mindie_cache.methods.base import Recipe
@@ -73,9 +73,9 @@ def scope_of(
     found = tuple([block for entry in lists for block in entry.blocks])
     if METHODS[method].declares_streams and (method != "taylorseer" or _option(options, "lite")):
         forms = tuple([form_of(block, streams) for block in found])
-        interleaved = type(model).__name__ in INTERLEAVED
+        interleaved = known_as(type(model), INTERLEAVED)
         spans = [Span(i, i + 1) for i in range(len(found))] if interleaved else _joined(lists, forms)
-        restarted = getattr(model, RESTARTS.get(type(model).__name__, ""), 0)
+        restarted = getattr(model, RESTARTS.get(known_as(type(model), RESTARTS), ""), 0)
         if restarted:
             last = spans.pop()
             spans += [Span(last.start, last.stop - restarted), Span(last.stop - restarted, last.stop)]

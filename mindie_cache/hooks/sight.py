@@ -18,7 +18,8 @@ import torch
 from mindie_cache.clock import Scope
 from mindie_cache.hooks.families import LATENTS, TIMESTEPS
 
-_TEXT = re.compile(r"encoder_hidden|prompt|text|cap_feats|llama")
+_TEXT = re.compile(r"encoder_hidden|prompt|text|cap_feats|llama|^txts?$|txt_(?:emb|feat|hidden|tokens)")
+_DETAIL = re.compile(r"image_(?:emb|feat|hidden|cond_hidden)|clip_fea|pooled|class_labels|^y$")  # beside the text
 _OTHER = re.compile(r"class_labels|input_ids|pooled|^y$|context|cond")  # only if there is no text
 _NO_CONDITION = re.compile(r"mask|lens|indexes|indices|token_tags")
 BOTH = "both"
@@ -65,7 +66,7 @@ class Sight(NamedTuple):
     begin: int  # position of the first step, of a run that starts with a given image
     steps: int | None  # of the run
     conditions: Mapping[str, torch.Tensor]
-    driven: bool | None = None  # whether the scheduler is at this timestep
+    driven: bool | None = None  # whether the scheduler is at this timestep, or the pipeline at this step
     told: bool = False  # the position is the caller's word
     begun: bool = True  # the scheduler says where it is; before its first step it may not know where a run begins
 
@@ -102,7 +103,8 @@ def look(values: Mapping[str, Any], scope: Scope, pipe: ref[Any] | None, rises: 
         branch = scope.branch
     scheduler = getattr(pipe(), "scheduler", None) if pipe is not None else None
     timesteps, begin, begun = None, 0, scheduler is None
-    is_told = position is not None or scope.told
+    is_shown = position is not None  # by the pipeline, which goes by its own scheduler
+    is_told = is_shown or scope.told
     if scheduler is not None:
         timesteps = getattr(scheduler, "timesteps", None)
         first = getattr(scheduler, "begin_index", None)
@@ -115,7 +117,7 @@ def look(values: Mapping[str, Any], scope: Scope, pipe: ref[Any] | None, rises: 
         if not (begun or is_told) and _is_unset(scheduler, timesteps):
             position = timesteps = None
     timestep = host_value(_first(values, TIMESTEPS))
-    driven = None if is_told or not begun else _is_at(timesteps, position, timestep)
+    driven = is_shown or (None if is_told or not begun else _is_at(timesteps, position, timestep))
     if rises and timestep is not None:
         timestep = -timestep
     if scope.told:
@@ -180,14 +182,19 @@ def host_value(timestep: Any) -> float | None:
 
 
 def _conditions(values: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    names = _condition_names(tuple(values))
-    return _tensors(values, names[0]) or _tensors(values, names[1])
+    text, others, details = _condition_names(tuple(values))
+    if not (found := _tensors(values, text)):
+        return _tensors(values, others)
+    return {**found, **_tensors(values, details)} if details else found
 
 
 @cache
-def _condition_names(names: tuple[str, ...]) -> tuple[list[str], list[str]]:
+def _condition_names(names: tuple[str, ...]) -> tuple[list[str], list[str], list[str]]:
+    """Of the text; of what stands for it where there is none; of what else tells calls with the same text apart."""
     fitting = [name for name in names if not _NO_CONDITION.search(name) and name not in LATENTS]
-    return [name for name in fitting if _TEXT.search(name)], [name for name in fitting if _OTHER.search(name)]
+    text = [name for name in fitting if _TEXT.search(name)]
+    details = [name for name in fitting if name not in text and _DETAIL.search(name)]
+    return text, [name for name in fitting if _OTHER.search(name)], details
 
 
 def _tensors(values: Mapping[str, Any], names: list[str]) -> dict[str, torch.Tensor]:
@@ -196,7 +203,11 @@ def _tensors(values: Mapping[str, Any], names: list[str]) -> dict[str, torch.Ten
 
 
 def same_condition(kept: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor]) -> bool | None:
-    """Whether both are of one branch; None if that would have to be read from a device."""
+    """Whether both are of one branch; None if that would have to be read from a device.
+
+    Details beside the text may be new tensors in every step: on a device they are taken to be the same, so that calls with
+    the same text are then known by their order.
+    """
     if kept.keys() != now.keys():
         return False
     others = [name for name in now if not _same_storage(kept[name], now[name])]
@@ -204,9 +215,20 @@ def same_condition(kept: Mapping[str, torch.Tensor], now: Mapping[str, torch.Ten
         return True
     if any(kept[name].shape != now[name].shape or kept[name].dtype != now[name].dtype for name in others):
         return False
-    if any(now[name].device.type != "cpu" for name in others):
-        return None
-    return all(torch.equal(kept[name], now[name]) for name in others)
+    unread = [name for name in others if now[name].device.type != "cpu"]
+    if any(not torch.equal(kept[name], now[name]) for name in others if name not in unread):
+        return False
+    return None if any(_is_main(name, tuple(now)) for name in unread) else True
+
+
+def _is_main(name: str, names: tuple[str, ...]) -> bool:
+    text, _, details = _condition_names(names)
+    return name not in details or not text
+
+
+def writes(conditions: Mapping[str, torch.Tensor]) -> list[int]:
+    """How often each has been written in place, as far as PyTorch counts that: a buffer may hold another branch by now."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in conditions.values()]
 
 
 def _same_storage(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -13,7 +13,7 @@ from torch import nn
 
 from mindie_cache.errors import ModelExecError, ParametersInvalid
 from mindie_cache.history import Features
-from mindie_cache.hooks.families import STREAMS
+from mindie_cache.hooks.families import STREAMS, known_as
 from mindie_cache.streams import BlockStreams, Rebuild, bare
 from mindie_cache.wrappers import unwrapped
 
@@ -69,7 +69,7 @@ def _form(kind: Any) -> Form:
     parameters = tuple([one.name for one in named])
     places = len([one for one in named if one.kind is not one.KEYWORD_ONLY])
     nameable = all([one.kind not in (one.VAR_POSITIONAL, one.POSITIONAL_ONLY) for one in all_of_them])
-    known = STREAMS.get(kind.__name__)
+    known = STREAMS.get(known_as(kind, STREAMS))
     if known:
         return Form(parameters, known, False, places, nameable)
     returned = [names for names in _returned(forward) if set(names) <= set(parameters)]
@@ -113,7 +113,8 @@ class ModuleStreams(BlockStreams):
         if len(inputs) != len(features):
             raise ModelExecError(
                 f"A block returned {len(features)} outputs, but {len(inputs)} of its streams {self.names} were given. Name "
-                "its streams in the order of its outputs: enable_cache(model, config, streams=(...))."
+                "its streams in the order of its outputs: enable_cache(model, config, streams=(...)). If the last block "
+                "alone returns fewer, leave it out of the range: block_end."
             )
         if not isinstance(output, tuple | list):
             return features, bare

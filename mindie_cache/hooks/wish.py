@@ -33,6 +33,7 @@ class Wish:
         values: fields of CacheConfig, without the counts.
         calls_count, steps_count: that it was written for, if it says so.
         level: name of the level whose schedule follows from the number of steps.
+        scheduler: class of the one that a plan was fitted to.
     """
 
     title: str
@@ -40,6 +41,7 @@ class Wish:
     calls_count: int | None = None
     steps_count: int | None = None
     level: str | None = None
+    scheduler: str | None = None
 
     @property
     def method(self) -> str:
@@ -116,6 +118,7 @@ def suited(wish: Wish, pipe: Any) -> Wish:
         return wish
     from mindie_cache.calibration.planning.samplers import reason_against
 
+    wish = replace(wish, scheduler=type(scheduler).__name__)
     why = reason_against(scheduler)
     if not why:
         return wish

@@ -53,7 +53,7 @@ class Recipe:
         unit: the word for one call in reports.
         signal: the tap that feeds `policy.decide`.
         probe: feeds `policy.observe` at computed steps.
-        residual: of a whole call, the feature is its first output minus the model input.
+        residual: of a whole call, the feature is its first output minus the model input; None: if they have one shape.
         bands: how features are split before they are kept; `predictor` is a `PerBand` then.
         meter: measures the residuals of a block range, for calibration.
         corrector: repairs at a computed step what the reused ones before it were off.
@@ -68,7 +68,7 @@ class Recipe:
     unit: str
     signal: Tap | None = None
     probe: Probe | None = None
-    residual: bool = False
+    residual: bool | None = False
     bands: Bands | None = None
     meter: Meter | None = None
     corrector: Retroactive | None = None

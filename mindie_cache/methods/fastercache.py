@@ -119,7 +119,7 @@ class CfgCacheOptions(PresetOptions):
         radius_divisor: low are frequencies up to min(height, width) // radius_divisor of the output.
         compounding: amplify once more with every predicted step since the difference was kept, as the published code.
         layout: "sequential" for one call per branch, "cond" before "uncond"; "batch" for one call with both halves.
-        uncond_first: in a batch, the unconditional half comes first.
+        uncond_first: whether the unconditional half of a batch comes first; to be said with layout="batch".
         final_steps: the last steps, always computed.
     """
 
@@ -132,7 +132,7 @@ class CfgCacheOptions(PresetOptions):
     radius_divisor: int | None = None
     compounding: bool = False
     layout: str = "sequential"
-    uncond_first: bool = False
+    uncond_first: bool | None = None
     final_steps: int = 1
     defaults: ClassVar[dict[str, Any]] = {
         "refresh_from": None,
@@ -177,10 +177,19 @@ class CfgCacheOptions(PresetOptions):
             )
         for name in ("low_boost", "high_boost"):
             _check_boost(name, getattr(full, name))
-        for name in ("compounding", "uncond_first"):
-            flag(name, getattr(full, name))
-        if self.uncond_first and self.layout != "batch":
+        flag("compounding", full.compounding)
+        self._check_order_in_batch()
+
+    def _check_order_in_batch(self) -> None:
+        if self.layout != "batch" and self.uncond_first is not None:
             raise ConfigError('uncond_first has no effect on layout="sequential". Set layout="batch", or leave it out.')
+        if self.layout == "batch" and self.uncond_first is None:
+            raise ConfigError(
+                'layout="batch" needs uncond_first: no batch tells which half is the unconditional one. Most pipelines of '
+                "diffusers put the negative prompt first: uncond_first=True."
+            )
+        if self.uncond_first is not None:
+            flag("uncond_first", self.uncond_first)
 
 
 def cfg_cache(config: CacheConfig) -> Recipe:
@@ -191,7 +200,7 @@ def cfg_cache(config: CacheConfig) -> Recipe:
     reference = Reference(options.refresh_from, steps - options.final_steps)
     layouts: dict[str, tuple[Site, Policy]] = {
         "sequential": (SequentialGuidance(), PerBranch({"others": schedule, REFERENCE: reference})),
-        "batch": (BatchGuidance(options.uncond_first), schedule),
+        "batch": (BatchGuidance(bool(options.uncond_first)), schedule),
     }
     site, policy = layouts[options.layout]
     boosts = [

@@ -199,18 +199,19 @@ class EasyCacheOptions(LimitOptions):
     Args:
         threshold: of the accumulated predicted change (published: 0.05 for Wan, 0.025 for HunyuanVideo).
         warmup_steps: 10 by default (published: 10 for Wan, 5 for HunyuanVideo).
-        residual: add the kept difference of output and input to the new input, as published; False keeps the output, for
-            models whose output has another shape than their input.
+        residual: add the kept difference of output and input to the new input, as published; False keeps the output. By
+            default the difference, or the output where its shape is another than that of the input.
     """
 
     threshold: float = 0.05
     warmup_steps: int = 10
-    residual: bool = True
+    residual: bool | None = None
 
     def check(self, config: CacheConfig) -> None:
         super().check(config)
         real("threshold", self.threshold, 0.0, None)
-        flag("residual", self.residual)
+        if self.residual is not None:
+            flag("residual", self.residual)
 
 
 def easycache(config: CacheConfig) -> Recipe:
