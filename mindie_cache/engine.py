@@ -35,6 +35,7 @@ class Engine:
         self._streams = recipe.streams
         self._warmup = recipe.predictor.warmup
         self._per_call = recipe.policy.per_call
+        self.rehearses = recipe.policy.reuses and not self._per_call  # regions of several calls are reused
         self._holds = isinstance(recipe.predictor, Hold)
         self._anchor = recipe.signal.anchor if recipe.signal else -1
         self._probed = recipe.probe.index if recipe.probe else -1
@@ -64,7 +65,7 @@ class Engine:
 
     def can_rehearse(self, track: Track) -> bool:
         """Whether the pass that has just been computed has kept enough to be repeated from it."""
-        if self._per_call or track.reuse or not track.policy.reuses:
+        if track.reuse:
             return False
         kept = [lane.history.steps for lane in track.ranges]
         return any([len(steps) >= self._warmup and steps[-1] == track.step for steps in kept])

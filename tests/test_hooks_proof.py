@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -243,6 +244,39 @@ def test_an_interruption_while_it_is_tried_leaves_nothing():
         hook.remove()
         assert torch.equal(model(x, timestep=1.0), bare)
         assert only(handle).calls_reused == 0
+
+
+class Consuming(Chain):
+    """Takes a hint for every block out of the list that it is given, and answers with an object."""
+
+    def forward(self, x, timestep, hints):
+        for block in self.blocks:
+            x = block(x, timestep) + hints.pop(0)
+        return SimpleNamespace(sample=x)
+
+
+class ConsumingAndCollecting(Consuming):
+    def forward(self, x, timestep, hints):
+        states = []
+        for block in self.blocks:
+            x = block(x, timestep) + hints.pop(0)
+            states.append(x)
+        return SimpleNamespace(sample=x + sum(states))
+
+
+@pytest.mark.parametrize(("kind", "is_chain"), [(Consuming, True), (ConsumingAndCollecting, False)])
+@torch.no_grad()
+def test_lists_that_a_model_empties_and_outputs_that_are_objects(kind, is_chain):
+    model, x = build(kind), torch.randn(1, 5, 8)
+    bare = model(x, 0.3, [1.0, 2.0, 3.0, 4.0]).sample
+    with warnings.catch_warnings(record=True), enable_cache(model, EVERY_OTHER, num_inference_steps=4) as handle:
+        warnings.simplefilter("always")
+        for step in range(4):
+            hints = [1.0, 2.0, 3.0, 4.0]
+            with branch(step=step):
+                torch.testing.assert_close(model(x, 0.3, hints).sample, bare)
+            assert not hints
+        assert (only(handle).calls_reused > 0) == is_chain
 
 
 class Twice(Chain):

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import repeat
 from typing import Any
 from weakref import ref
@@ -27,7 +27,7 @@ from mindie_cache.hooks.generations import UNCLEAR, Generations
 from mindie_cache.hooks.latents import latents_first
 from mindie_cache.hooks.lists import ListPatch, list_patches
 from mindie_cache.hooks.patches import CALL, FORWARD, CallPatch, ContextPatch, ModelPatch, Patch
-from mindie_cache.hooks.proof import NO_CHAIN, allowed, difference
+from mindie_cache.hooks.proof import NO_CHAIN, allowed, difference, spare
 from mindie_cache.hooks.regions import BLOCKS, PARTS, ROOT, Scope
 from mindie_cache.hooks.sight import BOTH
 from mindie_cache.hooks.wish import Wish
@@ -161,10 +161,11 @@ class Attachment:
             return original(*args, **kwargs)
         if self.scope.kind == PARTS:
             generation.review_form(track, values)
+        again = None if self._proved or not generation.engine.rehearses else spare((args, kwargs))
         try:
             result = self._passed(track, generation.engine, original, args, kwargs)
-            if not self._proved:
-                self._prove(track, generation, original, args, kwargs, result)
+            if again is not None:
+                self._prove(track, generation, partial(original, *again[0], **again[1]), result)
         except BaseException:
             generation.forget()
             raise
@@ -183,15 +184,13 @@ class Attachment:
         finally:
             under_way.reset(token)
 
-    def _prove(
-        self, track: Track, generation: Generation, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any], wanted: Any
-    ) -> None:
+    def _prove(self, track: Track, generation: Generation, forward: Any, wanted: Any) -> None:
         """Once, as soon as something was kept: see proof.py."""
         engine = generation.engine
         if not engine.can_rehearse(track):
             return
         with torch.no_grad(), engine.rehearsal(track):
-            found = self._passed(track, engine, original, args, kwargs)
+            found = self._passed(track, engine, forward, (), {})
         off = difference(found, wanted, engine.ranks)
         self._proved = not math.isnan(off)
         if off > allowed(track, self.config.placement) and not self._unfit:

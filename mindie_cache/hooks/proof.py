@@ -16,7 +16,8 @@ from mindie_cache.distributed import Ranks
 from mindie_cache.lanes import Track
 from mindie_cache.ops import relative_l1
 
-EXACT, ROUNDED = 1e-3, 0.1  # relative L1 distances: where fp32 is kept; where types, or a placement, round more
+# Relative L1 distances: where fp32 is kept, where a type of half the size is, where codes are.
+EXACT, ROUNDED, CODED = 1e-3, 0.1, 0.5
 
 NO_CHAIN = (
     "What the cached blocks add was tried on the step that it comes from, and the output was {:.1%} off: these blocks are "
@@ -31,8 +32,7 @@ def difference(found: Any, wanted: Any, ranks: Ranks) -> float:
 
     NaN if that cannot be said, because what is wanted is not finite.
     """
-    pairs = zip(pytree.tree_leaves(found), pytree.tree_leaves(wanted), strict=True)
-    sums = [relative_l1(one, other) for one, other in pairs if isinstance(other, torch.Tensor) and other.is_floating_point()]
+    sums = [relative_l1(*pair) for pair in zip(_tensors(found), _tensors(wanted), strict=True)]
     numbers = ranks.read(torch.cat(sums)) if sums else []
     if not all(map(math.isfinite, numbers[1::2])):
         return math.nan
@@ -43,4 +43,18 @@ def difference(found: Any, wanted: Any, ranks: Ranks) -> float:
 def allowed(track: Track, placement: str) -> float:
     """How far off an output may be because of rounding."""
     types = {kind for lane in track.ranges for kind in lane.history.dtypes}
-    return EXACT if placement == "device" and types <= {torch.float32, torch.float64} else ROUNDED
+    if placement != "device":
+        return CODED
+    return EXACT if types <= {torch.float32, torch.float64} else ROUNDED
+
+
+def spare(call: Any) -> Any:
+    """The same arguments in containers of their own: a model may take them out of a list that it is given."""
+    return pytree.tree_map(lambda leaf: leaf, call)
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    """The tensors of real numbers in an output, also in objects with attributes."""
+    leaves = pytree.tree_leaves(output)
+    leaves += pytree.tree_leaves([vars(leaf) for leaf in leaves if hasattr(leaf, "__dict__")])
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
