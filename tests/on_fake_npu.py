@@ -148,17 +148,19 @@ def test_the_three_verbs(case):
 @pytest.mark.parametrize("name", SCHEDULED)
 @torch.no_grad()
 def test_enable_cache_reads_nothing_of_the_device(name):
-    """Neither timesteps nor embeddings, which are on the device; branches and steps are counted."""
+    """Neither timesteps nor embeddings, which are on the device; branches and steps are counted. Only the trial of what is
+    kept first is read, once for a model."""
     model = Stepper().to("npu")
     hidden = torch.zeros(1, 2, device="npu")
     times = torch.arange(8.0, device="npu").flip(0)
     embeddings = [torch.full((1, 3), value, device="npu") for value in (100.0, 300.0)]
     with enable_cache(model, SCHEDULED[name], num_inference_steps=8) as handle:
-        waits = Waits()
-        for time in times:
-            for embedding in embeddings:
-                out = model(hidden, time, embedding)
-        assert waits.count == 0
+        for allowed in (1, 0):
+            waits = Waits()
+            for time in times:
+                for embedding in embeddings:
+                    out = model(hidden, time, embedding)
+            assert waits.count == allowed
         assert out.device.type == "npu"
         assert all("." in row for row in marks_of(only(handle)).values())
         assert len(marks_of(only(handle))) == 2

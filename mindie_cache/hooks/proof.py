@@ -56,5 +56,6 @@ def spare(call: Any) -> Any:
 def _tensors(output: Any) -> list[torch.Tensor]:
     """The tensors of real numbers in an output, also in objects with attributes."""
     leaves = pytree.tree_leaves(output)
-    leaves += pytree.tree_leaves([vars(leaf) for leaf in leaves if hasattr(leaf, "__dict__")])
+    others = [leaf for leaf in leaves if not isinstance(leaf, torch.Tensor)]
+    leaves += pytree.tree_leaves([vars(other) for other in others if hasattr(other, "__dict__")])
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
