@@ -90,6 +90,8 @@ def test_with_a_cache(pipelines, name, record_property):
     operators = Operators()
     for device, pipe in pipelines.pipes.items():
         with enable_cache(pipe, CONFIGS[name]) as handle, quiet(), operators if device == "npu" else nullcontext():
+            if device == "npu":
+                pipelines.generate(device)  # the trial of what is kept first
             found[device], waits[device] = pipelines.generate(device)
             rows[device] = {model: marks(report) for model, report in handle.report().models.items()}
     assert rows["npu"] == rows["cpu"]
