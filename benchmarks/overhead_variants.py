@@ -171,7 +171,7 @@ def cache_dit(every: int = 0, **options: Any) -> Callable[..., object]:
 
     def apply(model: nn.Module, subject: Subject, steps: int) -> object:
         library = importlib.import_module("cache_dit")
-        fields = dict(options)
+        fields = {"enable_separate_cfg": False, **options}
         if every:
             fields |= {"steps_computation_mask": [int(not step % every) for step in range(steps)]}
             fields |= {"steps_computation_policy": "static"}
@@ -180,7 +180,6 @@ def cache_dit(every: int = 0, **options: Any) -> Callable[..., object]:
             Fn_compute_blocks=1,
             Bn_compute_blocks=0,
             max_warmup_steps=WARM_UP - 2,
-            enable_separate_cfg=False,
             **fields,
         )
         return library.enable_cache(model, cache_config=config)
