@@ -155,11 +155,14 @@ def spread(shares: list[float]) -> str:
 
 
 def facts(answers: list[Request]) -> str:
-    """What it was measured on, of the first process that answered."""
-    first = next((one for one in answers if "machine" in one), None)
-    return (
-        "nothing was measured" if first is None else ", ".join(f"{key} {value}" for key, value in first["machine"].items())
-    )
+    """What it was measured on, of the first process that answered; which processes died, and the rounds that they left."""
+    first = next((one for one in answers if "machine" in one), {"machine": {"nothing": "was measured"}})
+    lines = [", ".join(f"{key} {value}" for key, value in first["machine"].items())]
+    for one in answers:
+        if one["error"]:
+            rounds = len(one["results"].get(UNCACHED, {}).get("seconds", []))
+            lines.append(f"{one['request']['model']}: {one['error']}, after {rounds} of {one['request']['rounds']} rounds")
+    return "\n".join(lines)
 
 
 def parse() -> argparse.Namespace:

@@ -181,6 +181,14 @@ def test_errors_are_shown_and_no_number_is_made_up():
     assert "| m | a | uncached: the process ended with -9 | - " in full_size.table([died])
 
 
+def test_a_process_that_died_is_named_with_the_rounds_that_it_left():
+    died = {**answer(), "error": "the process ended with -15", "machine": {"device": "cpu", "threads": 1}}
+    died["request"]["rounds"] = 3
+    assert full_size.facts([died]) == "device cpu, threads 1\nm: the process ended with -15, after 1 of 3 rounds"
+    nothing = {"request": {"rows": [], "model": "m", "rounds": 3}, "results": {}, "error": "the process ended with 1"}
+    assert "after 0 of 3 rounds" in full_size.facts([nothing])
+
+
 def test_a_hit_with_other_blocks_than_the_cut_model_is_an_error():
     worker.check_hits([10, 0, 10], 10, 0)
     with pytest.raises(worker.WrongWorkError, match="a forward computed 1 of 10 blocks; a hit should compute 0"):
