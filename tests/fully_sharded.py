@@ -1,5 +1,5 @@
-"""One rank of two: the model of the zoo that is named on the command line, sharded by PyTorch in both of its ways, cached
-before and after, beside the whole model. Fails where they differ."""
+"""One rank of two: the model of the zoo that is named on the command line, sharded by PyTorch in both of its ways, and as a
+replica, cached before and after, beside the whole model. Fails where they differ."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
+from torch.nn.parallel import DistributedDataParallel
 
 from mindie_cache import enable_cache
 
@@ -34,6 +35,10 @@ def in_place(model):
     for block in blocks_of(model):
         fully_shard(block, mesh=mesh)
     return fully_shard(model, mesh=mesh)
+
+
+def in_parallel(model):
+    return DistributedDataParallel(model.requires_grad_(True))  # it takes no other
 
 
 def check(name, shard, config):
@@ -63,7 +68,7 @@ def check_sharded_afterwards(name, shard):
 def main():
     distributed.init_process_group("gloo")
     (name,) = sys.argv[1:]
-    for shard in (by_wrapping, in_place):
+    for shard in (by_wrapping, in_place, in_parallel):
         for config in (EVERY_OTHER, PAB):
             check(name, shard, config)
         check_sharded_afterwards(name, shard)

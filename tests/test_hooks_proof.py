@@ -246,6 +246,28 @@ def test_an_interruption_while_it_is_tried_leaves_nothing():
         assert only(handle).calls_reused == 0
 
 
+class Replaying(Chain):
+    """Returns the same tensor every time, as a captured graph does; each time a little more, to tell which time it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.static = torch.zeros(1, 5, 8)
+        self.forwards = 0
+
+    def forward(self, x, timestep):
+        self.forwards += 1
+        return self.static.copy_(super().forward(x, timestep) * (1 + 1e-4 * self.forwards))
+
+
+@torch.no_grad()
+def test_the_output_of_the_first_forward_is_not_overwritten():
+    model, twin, x = build(Replaying), build(Replaying), torch.randn(1, 5, 8)
+    with enable_cache(model, EVERY_OTHER, num_inference_steps=4):
+        found = model(x, 0.3)
+    assert model.forwards == 2
+    assert torch.equal(found, twin(x, 0.3))
+
+
 class Consuming(Chain):
     """Takes a hint for every block out of the list that it is given, and answers with an object."""
 

@@ -90,6 +90,20 @@ def test_a_wrapped_model_is_cached_like_the_model(wrapper):
     assert same(played(WAN, EVERY_OTHER, WRAPPERS[wrapper]), played(WAN, EVERY_OTHER))
 
 
+@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@torch.no_grad()
+def test_blocks_that_are_wrapped_afterwards(name, wrapper):
+    entry, (wanted, _, steps) = ENTRIES[name], played(name, EVERY_OTHER)
+    model = entry.build()
+    with enable_cache(model, EVERY_OTHER, num_inference_steps=STEPS) as handle:
+        wrap_blocks(model, WRAPPERS[wrapper])
+        found = [model(**entry.inputs(1, 1, 0, step / STEPS), return_dict=False)[0] for step in range(STEPS)]
+        (report,) = handle.report().models.values()
+    assert report.steps == steps
+    assert all(map(torch.equal, found, wanted))
+
+
 def test_what_is_no_wrapper():
     linear = nn.Linear(1, 1)
     assert unwrapped(PassOn(PassOn(linear))) is linear

@@ -27,7 +27,7 @@ from mindie_cache.hooks.generations import UNCLEAR, Generations
 from mindie_cache.hooks.latents import latents_first
 from mindie_cache.hooks.lists import ListPatch, list_patches
 from mindie_cache.hooks.patches import CALL, FORWARD, CallPatch, ContextPatch, ModelPatch, Patch
-from mindie_cache.hooks.proof import NO_CHAIN, allowed, difference, spare
+from mindie_cache.hooks.proof import NO_CHAIN, allowed, copies, difference, spare
 from mindie_cache.hooks.regions import BLOCKS, PARTS, ROOT, Scope
 from mindie_cache.hooks.sight import BOTH
 from mindie_cache.hooks.wish import Wish
@@ -152,8 +152,8 @@ class Attachment:
             self._warn("training", TRAINING)
             return original(*args, **kwargs)
         values = {**dict(zip(self._parameters, args, strict=False)), **kwargs} if args else kwargs
-        is_compiled = stay_eager() or (self.scope.kind == PARTS and self._is_inside_compiled())  # first: nothing below is
-        place = FORWARD if is_compiled else CALL
+        is_compiled = stay_eager()  # first: nothing below is to be compiled
+        place = FORWARD if is_compiled or (self.scope.kind == PARTS and self._is_inside_compiled()) else CALL
         is_no_step = bool(self._unfit) or (self._has_own_cache and fills_own_cache(values))
         generation, track = (None, None) if is_no_step else self.generations.enter(values)
         self._settle(place, self._at_edges if track is not None and track.step else self._everywhere)
@@ -164,7 +164,8 @@ class Attachment:
         again = None if self._proved or not generation.engine.rehearses else spare((args, kwargs))
         try:
             result = self._passed(track, generation.engine, original, args, kwargs)
-            if again is not None:
+            if again is not None and generation.engine.can_rehearse(track):
+                result = copies(result)
                 self._prove(track, generation, partial(original, *again[0], **again[1]), result)
         except BaseException:
             generation.forget()
@@ -187,8 +188,6 @@ class Attachment:
     def _prove(self, track: Track, generation: Generation, forward: Any, wanted: Any) -> None:
         """Once, as soon as something was kept: see proof.py."""
         engine = generation.engine
-        if not engine.can_rehearse(track):
-            return
         with torch.no_grad(), engine.rehearsal(track):
             found = self._passed(track, engine, forward, (), {})
         off = difference(found, wanted, engine.ranks)

@@ -53,6 +53,11 @@ def spare(call: Any) -> Any:
     return pytree.tree_map(lambda leaf: leaf, call)
 
 
+def copies(output: Any) -> Any:
+    """The output of a forward before another one: one that replays a captured graph returns the same tensors again."""
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, output)
+
+
 def _tensors(output: Any) -> list[torch.Tensor]:
     """The tensors of real numbers in an output, also in objects with attributes."""
     leaves = pytree.tree_leaves(output)
